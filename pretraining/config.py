@@ -1,0 +1,158 @@
+"""Every training argument: one typed, documented field each. ``python train.py --help`` prints them."""
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+from utils import UserError
+
+# Arguments that may differ between a run and its continuation: they say where and how, not what is computed.
+# The paths among them are compared by what lies there (checkpoint.run_identity).
+FREE_TO_CHANGE = {
+    "teacher_name_or_path",
+    "student_config",
+    "student_pretrained_weights",
+    "tokenizer",
+    "data_files_json",
+    "data_cache_dir",
+    "preprocessing_num_workers",
+    "output_dir",
+    "ckpt_steps",
+    "keep_checkpoints",
+    "resume_from_checkpoint",
+    "ignore_data_fingerprint",
+    "do_train",
+    "do_eval",
+    "train_batch_size",
+    "gradient_accumulation_steps",
+}
+
+
+@dataclass
+class TrainingArguments:
+    """The arguments of ``train.py``; the defaults are the published recipe's values where it has one."""
+
+    # ---- models
+    student_config: str = HfArg(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
+    output_dir: str = HfArg(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
+    teacher_name_or_path: str | None = HfArg(
+        default=None, help="teacher model directory; without one the student is trained by masked-LM alone"
+    )
+    student_pretrained_weights: str | None = HfArg(
+        default=None,
+        aliases=["--init_checkpoint_S"],
+        help="the student's first weights: a model directory or a state-dict file; without them they are random",
+    )
+    tokenizer: str | None = HfArg(
+        default=None, help="directory with vocab.txt; default: the teacher's, or without a teacher that of --student_pretrained_weights"
+    )
+
+    # ---- what is matched
+    matches: list[str] = HfArg(
+        default_factory=list, help="names from matches.py: which layers of the student learn from which of the teacher"
+    )
+    temperature: float = HfArg(default=8.0, help="divides both models' logits in the distillation loss")
+    output_encoded_layers: bool = HfArg(
+        default=True, help="false: no hidden states leave the models, so only logits (and attentions) can be matched"
+    )
+
+    # ---- data
+    data_files_json: str = HfArg(default="./jsons/data.json", help="which files are train and dev, and their reference files")
+    data_cache_dir: str = HfArg(default="./dataset/shards", help="where the tokenised shards are kept")
+    max_seq_length: int = HfArg(default=512, help="tokens a sample, [CLS] and [SEP] included")
+    preprocessing_num_workers: int = HfArg(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
+    mlm_probability: float = HfArg(default=0.15, help="share of the tokens that are masked, as whole words")
+
+    # ---- optimisation
+    do_train: bool = HfArg(default=False, help="train")
+    num_train_steps: int = HfArg(default=100_000, help="optimizer steps in all")
+    train_batch_size: int = HfArg(default=32, help="samples an optimizer step and process; the global batch is this times the processes")
+    gradient_accumulation_steps: int = HfArg(default=1, help="forwards an optimizer step; each takes train_batch_size / this samples")
+    learning_rate: float = HfArg(default=4e-4, help="peak learning rate")
+    official_schedule: Literal["linear", "const"] = HfArg(default="linear", help="after the warm-up: fall linearly to zero, or stay")
+    warmup_proportion: float = HfArg(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
+    weight_decay_rate: float = HfArg(default=0.01, help="AdamW's decay, for all but biases, LayerNorm and the projections")
+    random_seed: int = HfArg(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
+
+    # ---- how it is computed
+    fp16: bool = HfArg(default=False, help="float16 autocast with a gradient scaler; needs CUDA")
+    bf16: bool = HfArg(default=False, help="bfloat16 autocast; CUDA or CPU")
+    compile: bool = HfArg(default=False, help="torch.compile over student, teacher and loss: minutes at the start, faster steps after")
+    no_cuda: bool = HfArg(default=False, help="use the CPU even where there is a GPU")
+
+    # ---- evaluation and checkpoints
+    do_eval: bool = HfArg(default=False, help="masked-LM loss and accuracy of student and teacher on the dev files, with fixed masks")
+    ckpt_steps: int = HfArg(default=10_000, help="write a checkpoint every so many steps, and at the end")
+    keep_checkpoints: int = HfArg(default=3, help="how many of the newest checkpoints to keep; 0 keeps all")
+    resume_from_checkpoint: str | None = HfArg(
+        default=None, help='"latest" (the newest whole checkpoint of output_dir, or the start if it has none) or a checkpoint directory'
+    )
+    ignore_data_fingerprint: bool = HfArg(default=False, help="resume although the training data are not those the run was started on")
+
+    def check(self) -> None:
+        """Raises UserError for values that are wrong by themselves; nothing is read from disk."""
+        for name in (
+            "max_seq_length",
+            "preprocessing_num_workers",
+            "num_train_steps",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "ckpt_steps",
+            "temperature",
+        ):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} {getattr(self, name)}: must be greater than 0")
+        for name, low, high in (("mlm_probability", 0, 1), ("warmup_proportion", 0, 1), ("weight_decay_rate", 0, 1)):
+            if not low <= getattr(self, name) <= high:
+                raise UserError(f"--{name} {getattr(self, name)}: must lie between {low} and {high}")
+        if self.mlm_probability == 0:
+            raise UserError("--mlm_probability 0: nothing would be masked")
+        if self.max_seq_length < 4:
+            raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
+        if self.keep_checkpoints < 0 or self.random_seed < 0:
+            raise UserError("--keep_checkpoints and --random_seed must not be negative")
+        if self.train_batch_size % self.gradient_accumulation_steps:
+            raise UserError(
+                f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
+            )
+        if self.do_train and self.ckpt_steps > self.num_train_steps:
+            raise UserError(
+                f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; no checkpoint would be due"
+            )
+        if not (self.do_train or self.do_eval):
+            raise UserError("nothing to do: give --do_train, --do_eval or both")
+        if self.fp16 and self.bf16:
+            raise UserError("--fp16 and --bf16 exclude each other; choose one")
+        if self.matches and not self.teacher_name_or_path:
+            raise UserError("--matches needs a teacher: give --teacher_name_or_path")
+        if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
+            raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
+        if not (self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights):
+            raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
+
+    def dump(self) -> str:
+        """The arguments as JSON, one a line, in the order of the fields."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_one_line_errors(parser, argv: list[str] | None = None):
+    """``parse_args`` whose errors are one line, as everywhere here, instead of a usage page."""
+
+    def fail(message: str):
+        raise UserError(f"{message} (see python {os.path.basename(sys.argv[0])} --help)")
+
+    parser.error = fail
+    return parser.parse_args(argv)
+
+
+def parse(argv: list[str] | None = None) -> TrainingArguments:
+    """Parses and checks the command line. Unknown and abbreviated arguments are errors."""
+    namespace = parse_one_line_errors(HfArgumentParser(TrainingArguments, allow_abbrev=False), argv)
+    args = TrainingArguments(**vars(namespace))
+    args.check()
+    return args
