@@ -2,13 +2,12 @@
 
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
-from utils import UserError
+from utils import UserError, parse_one_line_errors
 
 # Arguments that may differ between a run and its continuation: they say where and how, not what is computed.
 # The paths among them are compared by what lies there (checkpoint.run_identity).
@@ -138,16 +137,6 @@ class TrainingArguments:
     def dump(self) -> str:
         """The arguments as JSON, one a line, in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-
-def parse_one_line_errors(parser, argv: list[str] | None = None):
-    """``parse_args`` whose errors are one line, as everywhere here, instead of a usage page."""
-
-    def fail(message: str):
-        raise UserError(f"{message} (see python {os.path.basename(sys.argv[0])} --help)")
-
-    parser.error = fail
-    return parser.parse_args(argv)
 
 
 def parse(argv: list[str] | None = None) -> TrainingArguments:

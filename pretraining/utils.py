@@ -33,22 +33,35 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def parse_one_line_errors(parser, argv: list[str] | None = None):
+    """``parse_args`` whose errors are one line, as everywhere here, instead of a usage page."""
+
+    def fail(message: str):
+        raise UserError(f"{message} (see python {os.path.basename(sys.argv[0])} --help)")
+
+    parser.error = fail
+    return parser.parse_args(argv)
+
+
 # ---------------------------------------------------------------- lines
 
 
-def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
+def read_line_blocks(path: str | Path, allow_bom: bool = False) -> Iterator[list[str]]:
     r"""Yields the file's lines in order, in lists of a few megabytes each.
 
     This is the only definition of a line in the project: it ends at ``\n`` (a ``\r`` before it goes) and at nothing else.
 
     Raises:
-        UserError: invalid UTF-8, a NUL byte, a byte-order mark, or a line over 16 MiB, with the line's number.
+        UserError: invalid UTF-8, a NUL byte, a line over 16 MiB, or a byte-order mark where it is not allowed (where it is, it goes),
+            with the line's number.
     """
     number, rest = 1, b""
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
-                raise UserError(f"{path}:1: begins with a byte-order mark; save the file as UTF-8 without BOM")
+                if not allow_bom:
+                    raise UserError(f"{path}:1: begins with a byte-order mark; save the file as UTF-8 without BOM")
+                block = block[3:]
             block = rest + block
             cut = block.rfind(b"\n") + 1
             block, rest = block[:cut], block[cut:]
@@ -211,6 +224,13 @@ def fsync_path(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save_tokenizer(tokenizer, directory: Path) -> None:
+    """Writes the tokenizer with the vocab.txt that BERT directories have had from the start, which the library leaves out."""
+    tokenizer.save_pretrained(str(directory))
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in tokens), encoding="utf-8", newline="\n")
 
 
 @contextmanager

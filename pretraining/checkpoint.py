@@ -1,0 +1,134 @@
+"""Checkpoints ``gs<step>/``: written whole or not at all, checked by checksum, refused where they belong to another run."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from config import FREE_TO_CHANGE
+from utils import UserError, file_facts, read_json, save_tokenizer, tokenizer_sha256, whole_directory
+
+STATE_FILE = "training_state.pt"
+CHECKSUMS = "checksums.json"
+
+
+def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, Any], keep: int) -> Path:
+    """Writes ``output_dir/gs<step>/`` and removes all but the newest ``keep`` checkpoints (0 keeps all).
+
+    The directory loads with ``BertModel.from_pretrained`` and ``BertTokenizer.from_pretrained``.
+
+    Args:
+        state: tensors, numbers, strings and containers of them; ``state["step"]`` names the checkpoint.
+    """
+    directory = Path(output_dir) / f"gs{state['step']}"
+    with whole_directory(directory) as partial:
+        try:
+            model.save_pretrained(str(partial))
+            save_tokenizer(tokenizer, partial)
+            torch.save(state, partial / STATE_FILE)
+        except OSError:
+            raise
+        except Exception as error:  # a full disk, as safetensors and torch report it
+            raise UserError(f"{directory}: could not be written ({error}); free some space and run again to go on") from None
+        sums = {entry.name: file_facts(entry).sha256 for entry in sorted(partial.iterdir())}
+        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    if keep:
+        for old in checkpoints(output_dir)[keep:]:
+            shutil.rmtree(old)
+    return directory
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first; damaged ones too."""
+    found = [(int(match[1]), entry) for entry in Path(output_dir).glob("gs*") if (match := re.fullmatch(r"gs(\d+)", entry.name))]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sums = read_json(directory / CHECKSUMS, "the checkpoint's checksums")
+    except UserError as error:
+        return str(error)
+    for name, expected in sums.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if file_facts(path).sha256 != expected:
+            return f"{path} is truncated or was changed"
+    return None
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` names; None if that is "latest" and there is none yet.
+
+    Damaged checkpoints are named on stderr and the one before is taken.
+    """
+    if wanted != "latest":
+        directory = Path(wanted)
+        if not directory.is_dir():
+            raise UserError(f'--resume_from_checkpoint {wanted}: no such directory (or write "latest")')
+        if wrong := damage(directory):
+            raise UserError(f"--resume_from_checkpoint {wanted}: {wrong}; choose another checkpoint")
+        return directory
+    found = checkpoints(output_dir)
+    for directory in found:
+        wrong = damage(directory)
+        if not wrong:
+            return directory
+        print(f"warning: {wrong}; taking the checkpoint before {directory.name}", file=sys.stderr)
+    if found:
+        raise UserError(f"{output_dir}: none of its {len(found)} checkpoints is whole; remove the directory to start anew")
+    return None
+
+
+def load_state(directory: Path) -> dict[str, Any]:
+    """The training state; tensors and plain values alone, so a stranger's file cannot run code."""
+    try:
+        return torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({str(error).splitlines()[0]})") from None
+
+
+def weights_sha256(path: str | None) -> str | None:
+    """Fingerprint of a model's weights, wherever they lie; None for None."""
+    if path is None:
+        return None
+    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).glob("*") if p.suffix in (".safetensors", ".bin"))
+    return hashlib.sha256("".join(file_facts(file).sha256 for file in files).encode()).hexdigest()
+
+
+def run_identity(args, processes: int, student_config, tokenizer, data_fingerprint: str) -> dict[str, Any]:
+    """All that decides what a run computes, by content rather than by path; how the global batch is split is not part of it."""
+    identity = {key: value for key, value in asdict(args).items() if key not in FREE_TO_CHANGE}
+    return {
+        **identity,
+        "train_batch_size x processes": args.train_batch_size * processes,
+        "student_config": student_config.to_diff_dict(),
+        "teacher": weights_sha256(args.teacher_name_or_path),
+        "student_pretrained_weights": weights_sha256(args.student_pretrained_weights),
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "data": data_fingerprint,
+    }
+
+
+def check_identity(directory: Path, saved: dict, current: dict, ignore_data: bool) -> None:
+    """Refuses to go on with a checkpoint of another run, naming what differs."""
+    different = [key for key in current if saved.get(key) != current[key]]
+    if "data" in different and ignore_data:
+        different.remove("data")
+    if different == ["data"]:
+        raise UserError(f"{directory}: was trained on other data; --ignore_data_fingerprint goes on all the same")
+    if different:
+        named = ", ".join(f"{key} ({_short(saved.get(key))} there, {_short(current[key])} here)" for key in different)
+        raise UserError(f"{directory}: belongs to a run with another {named}; give the same arguments or another --output_dir")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else text[1:13] + "…"

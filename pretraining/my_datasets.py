@@ -1,0 +1,302 @@
+"""Text + reference files -> cached shards of tokens; also what train.py loads.
+
+    python my_datasets.py --tokenizer ./pretrained_model_path/RoBERTa
+
+A shard is a directory ``<data_cache_dir>/<name of the text file>/`` with ``data.arrow``, rows of max_seq_length - 2 content tokens
+(only a file's last row is shorter), and ``shard.json``, the fingerprint of all that made it. Any difference rebuilds it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from utils import (
+    TextAndRefs,
+    UserError,
+    file_facts,
+    load_tokenizer,
+    parse_one_line_errors,
+    read_data_json,
+    read_json,
+    read_line_blocks,
+    require_file,
+    run_script,
+    tokenizer_sha256,
+    whole_directory,
+)
+
+FORMAT = 1
+
+
+def load_shards(
+    files: list[TextAndRefs], data_cache_dir: str | Path, max_seq_length: int, tokenizer, num_workers: int = 1, progress: bool = True
+):
+    """Returns the rows of all files, in order, building the shards that are missing or out of date.
+
+    Args:
+        files: pairs from :func:`utils.read_data_json`.
+        tokenizer: transformers.BertTokenizer.
+        num_workers: threads that tokenise; rows and bytes are the same for any number.
+
+    Returns:
+        (dataset, fingerprint): a datasets.Dataset with the columns ``input_ids`` (list of the smallest unsigned integer that holds
+        the vocabulary) and ``continues`` (list of bool: the token continues the word before it), read as NumPy arrays; and a hex string.
+
+    Raises:
+        UserError: a file is missing, the text and its reference file do not belong together, or there is no text at all.
+    """
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_workers))  # the tokenizer's thread pool, read at its first use
+    for file in files:
+        require_file(file.refs, f"the reference file of {file.text}; make it with run_chinese_ref.py")
+    wanted = [_description(file, max_seq_length, tokenizer) for file in files]
+
+    from datasets import Dataset, concatenate_datasets  # takes a second to import; not before the checks above
+    from filelock import FileLock
+
+    shards, fingerprints = [], []
+    for file, description in zip(files, wanted):
+        directory = Path(data_cache_dir) / file.text.stem
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        fingerprints.append(hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest())
+        with FileLock(directory.parent / f".{directory.name}.lock"):  # of several processes one builds, the others wait and read
+            if not _is_current(directory, fingerprints[-1]):
+                _build(file, directory, description, fingerprints[-1], max_seq_length, tokenizer, progress)
+        if read_json(directory / "shard.json", "the shard's description")["rows"]:
+            shards.append(Dataset.from_file(str(directory / "data.arrow")))
+    if not shards:
+        raise UserError(f"{', '.join(str(file.text) for file in files)}: no text in them, so there is nothing to train on")
+    return concatenate_datasets(shards).with_format("numpy"), hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+
+
+def _description(file: TextAndRefs, max_seq_length: int, tokenizer) -> dict:
+    """All that decides a shard's content; also checks that text and references belong together."""
+    text, refs = file_facts(file.text), file_facts(file.refs)
+    if text.lines != refs.lines:
+        raise UserError(f"{file.refs}: has {refs.lines} lines, its text {file.text} {text.lines}; make it again with run_chinese_ref.py")
+    sidecar = file.refs.with_name(file.refs.name + ".json")
+    if sidecar.is_file() and read_json(sidecar, "what run_chinese_ref.py noted").get("text_sha256") != text.sha256:
+        raise UserError(f"{file.refs}: was made from another content of {file.text}; make it again with run_chinese_ref.py")
+    return {
+        "format": FORMAT,
+        "text": text.sha256,
+        "refs": refs.sha256,
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "max_seq_length": max_seq_length,
+    }
+
+
+def _is_current(directory: Path, fingerprint: str) -> bool:
+    description, data = directory / "shard.json", directory / "data.arrow"
+    if not (description.is_file() and data.is_file()):
+        return False
+    try:
+        stored = read_json(description, "the shard's description")
+    except UserError:
+        return False
+    return stored.get("fingerprint") == fingerprint and stored.get("bytes") == data.stat().st_size
+
+
+def _build(file: TextAndRefs, directory: Path, description: dict, fingerprint: str, max_seq_length: int, tokenizer, progress: bool) -> None:
+    import pyarrow as pa
+    from tqdm import tqdm
+
+    id_type = pa.from_numpy_dtype(np.min_scalar_type(len(tokenizer) - 1))
+    schema = pa.schema([("input_ids", pa.list_(id_type)), ("continues", pa.list_(pa.bool_()))])
+    content_length = max_seq_length - 2
+    rows = tokens = 0
+    lines = file_facts(file.text).lines
+    with whole_directory(directory) as partial:
+        with (
+            pa.OSFile(str(partial / "data.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, schema) as writer,
+            tqdm(total=lines, desc=f"shard {directory.name}", unit=" lines", unit_scale=True, disable=not progress) as bar,
+        ):
+            ids, flags = np.empty(0, id_type.to_pandas_dtype()), np.empty(0, bool)
+            for block_ids, block_flags, block_lines in _token_blocks(file, tokenizer):
+                ids, flags = np.concatenate([ids, block_ids.astype(ids.dtype)]), np.concatenate([flags, block_flags])
+                full = len(ids) // content_length * content_length
+                if full:
+                    writer.write_batch(_record_batch(schema, ids[:full], flags[:full], content_length))
+                rows, tokens = rows + full // content_length, tokens + full
+                ids, flags = ids[full:], flags[full:]
+                bar.update(block_lines)
+            if len(ids):
+                writer.write_batch(_record_batch(schema, ids, flags, content_length))
+                rows, tokens = rows + 1, tokens + len(ids)
+        size = (partial / "data.arrow").stat().st_size
+        stored = {"fingerprint": fingerprint, **description, "lines": lines, "rows": rows, "tokens": tokens, "bytes": size}
+        (partial / "shard.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+
+
+def _record_batch(schema, ids: np.ndarray, flags: np.ndarray, content_length: int):
+    import pyarrow as pa
+
+    offsets = pa.array(np.append(np.arange(0, len(ids), content_length), len(ids)).astype(np.int32))
+    columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, flags)]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _token_blocks(file: TextAndRefs, tokenizer):
+    """Yields (ids, continues, number of lines) for one block of lines after the other; ids int64, continues bool, both flat."""
+    backend = tokenizer.backend_tokenizer
+    is_piece = np.zeros(len(tokenizer), dtype=bool)
+    is_piece[[number for token, number in tokenizer.get_vocab().items() if token.startswith("##")]] = True
+    refs, first_line = _LineReader(file.refs), 1
+    for lines in read_line_blocks(file.text):
+        encodings = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]
+        lengths = np.fromiter(map(len, encodings), np.int64, len(lines))
+        ids = np.fromiter(chain.from_iterable(encodings), np.int64, int(lengths.sum()))
+        continues = is_piece[ids]
+        continues[_continuation_indices(file, refs.take(len(lines)), lengths, first_line)] = True
+        yield ids, continues, len(lines)
+        first_line += len(lines)
+
+
+class _LineReader:
+    """Hands out a file's lines in the numbers asked for."""
+
+    def __init__(self, path: Path):
+        self.blocks = read_line_blocks(path)
+        self.lines: list[str] = []
+
+    def take(self, count: int) -> list[str]:
+        while len(self.lines) < count:
+            self.lines += next(self.blocks)
+        taken, self.lines = self.lines[:count], self.lines[count:]
+        return taken
+
+
+def _continuation_indices(file: TextAndRefs, ref_lines: list[str], lengths: np.ndarray, first_line: int) -> np.ndarray:
+    """Where in the block's flat tokens the references point; int64.
+
+    Args:
+        ref_lines: JSON lists of positions, [CLS] being position 0.
+        lengths: (lines,) tokens of each line without [CLS] and [SEP].
+    """
+    try:
+        refs = json.loads(f"[{','.join(ref_lines)}]")
+        bad = len(refs) != len(ref_lines)
+    except (json.JSONDecodeError, RecursionError):
+        bad = True
+    if bad or not set(map(type, refs)) <= {list} or not set(map(type, chain.from_iterable(refs))) <= {int}:
+        raise _explain(file, ref_lines, lengths, first_line)
+    counts = np.fromiter(map(len, refs), np.int64, len(refs))
+    try:
+        positions = np.fromiter(chain.from_iterable(refs), np.int64, int(counts.sum()))
+    except OverflowError:
+        raise _explain(file, ref_lines, lengths, first_line) from None
+    line = np.repeat(np.arange(len(refs)), counts)
+    sorted_in_line = (np.diff(positions) > 0) | (np.diff(line) > 0)
+    if not (((positions >= 2) & (positions <= lengths[line])).all() and sorted_in_line.all()):
+        raise _explain(file, ref_lines, lengths, first_line)
+    return positions - 1 + (np.cumsum(lengths) - lengths)[line]
+
+
+def _explain(file: TextAndRefs, ref_lines: list[str], lengths: np.ndarray, first_line: int) -> UserError:
+    """The error for the first wrong line among ``ref_lines``."""
+    for number, (text, length) in enumerate(zip(ref_lines, lengths), first_line):
+        try:
+            ref = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            ref = None
+        if not isinstance(ref, list):
+            wrong = "is not a JSON list of positions"
+        elif any(type(position) is not int for position in ref):
+            wrong = "holds something that is not an integer"
+        elif any(position < 2 or position > length for position in ref):
+            outside = next(position for position in ref if position < 2 or position > length)
+            wrong = f"position {outside} lies outside the line's tokens that can continue a word (2 to {length})"
+        elif any(left >= right for left, right in zip(ref, ref[1:])):
+            wrong = "its positions do not rise"
+        else:
+            continue
+        return UserError(f"{file.refs}:{number}: {wrong}; make it again with run_chinese_ref.py and the same vocabulary as here")
+    raise AssertionError("called without a wrong line")
+
+
+class TrainingBatches:
+    """The micro-batches of a run, one for each number: an endless map-style dataset.
+
+    Samples stand in one endless line, epoch after epoch, each epoch in its own random order. Optimizer step ``t`` (from 0) takes the
+    ``t``-th stretch of ``global_batch`` samples, however that is divided into processes and micro-batches.
+
+    Args:
+        dataset: from :func:`load_shards`.
+        masker: masking.WholeWordMasker.
+        seed: decides the order.
+        train_batch_size: samples a step and process; micro_batches: forwards a step; rank, processes: which share is this process's.
+    """
+
+    def __init__(self, dataset, masker, seed: int, train_batch_size: int, micro_batches: int = 1, rank: int = 0, processes: int = 1):
+        self.dataset, self.masker, self.seed = dataset, masker, seed
+        self.micro_batches, self.micro_batch_size = micro_batches, train_batch_size // micro_batches
+        self.first, self.global_batch = rank * train_batch_size, train_batch_size * processes
+        self.orders: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, number: int) -> dict:
+        """Micro-batch ``number`` of this process, counted from the run's first: tensors as in WholeWordMasker, int64."""
+        step, micro = divmod(number, self.micro_batches)
+        start = step * self.global_batch + self.first + micro * self.micro_batch_size
+        return masked_batch(self.dataset, self.masker, *self.examples(start, self.micro_batch_size))
+
+    def examples(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, indices into the dataset), int64, of ``count`` samples from place ``start`` of the endless line."""
+        epochs, places = np.divmod(np.arange(start, start + count), len(self.dataset))
+        return epochs, np.array([self._order(epoch)[place] for epoch, place in zip(epochs.tolist(), places.tolist())], dtype=np.int64)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self.orders:
+            self.orders = {old: order for old, order in self.orders.items() if old == epoch - 1}
+            random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self.orders[epoch] = random.permutation(np.arange(len(self.dataset), dtype=np.uint32))
+        return self.orders[epoch]
+
+
+def masked_batch(dataset, masker, epochs: np.ndarray, indices: np.ndarray) -> dict:
+    """Reads samples and masks them; returns WholeWordMasker's batch as tensors."""
+    import torch
+
+    rows = dataset[indices.tolist()]
+    lengths = np.fromiter(map(len, rows["input_ids"]), np.int64, len(indices))
+    ids, continues = (_dense(rows[column], lengths, masker.content_length) for column in ("input_ids", "continues"))
+    return {name: torch.from_numpy(array) for name, array in masker(ids, continues, lengths, epochs, indices).items()}
+
+
+def _dense(rows, lengths: np.ndarray, width: int) -> np.ndarray:
+    """Rows of different length as one array padded with zeros."""
+    if (lengths == width).all():
+        return np.asarray(rows)
+    dense = np.zeros((len(rows), width), dtype=rows[0].dtype)
+    dense[np.arange(width) < lengths[:, None]] = np.concatenate(list(rows))
+    return dense
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--data_files_json", default="./jsons/data.json", help="which files are train and dev, and their reference files")
+    parser.add_argument("--data_cache_dir", default="./dataset/shards", help="where the shards are kept")
+    parser.add_argument("--tokenizer", default="./pretrained_model_path/RoBERTa", help="directory with the teacher's vocab.txt")
+    parser.add_argument("--max_seq_length", default=512, type=int, help="tokens a sample, [CLS] and [SEP] included")
+    parser.add_argument("--preprocessing_num_workers", default=os.cpu_count() or 1, type=int, help="threads that tokenise")
+    args = parse_one_line_errors(parser)
+    if args.max_seq_length < 4:
+        raise UserError(f"--max_seq_length {args.max_seq_length}: must be at least 4")
+    if args.preprocessing_num_workers < 1:
+        raise UserError(f"--preprocessing_num_workers {args.preprocessing_num_workers}: must be at least 1")
+
+    splits = read_data_json(args.data_files_json)
+    tokenizer = load_tokenizer(args.tokenizer)
+    for split, files in splits.items():
+        if files:
+            dataset, fingerprint = load_shards(files, args.data_cache_dir, args.max_seq_length, tokenizer, args.preprocessing_num_workers)
+            print(
+                f"{split}: {len(dataset):,} samples of {args.max_seq_length} tokens from {len(files)} files, fingerprint {fingerprint[:12]}"
+            )
+
+
+if __name__ == "__main__":
+    run_script(main)
