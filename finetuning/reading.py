@@ -134,7 +134,7 @@ def best_answers(questions: list[Question], windows: list[Window], start_logits:
 # which DRCD is scored by as well; described there, written anew here. These characters do not count:
 PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“；’《》·、「」（）－～』『”")
 # What is neither Chinese nor punctuation is split into words as NLTK's word_tokenize does, in short: at white space, and around these.
-SYMBOL = r"""\.{2,}|[;@#$%&?!()\[\]{}<>"—–…‘]|,(?!\d)|\.(?=[\])}>"']*\s*$)|(?:n't|'(?:s|m|d|ll|re|ve))(?!\w)|'(?=\s|$)"""
+SYMBOL = r"""\.{2,}|…+|[;@#$%&?!()\[\]{}<>"—–‘]|,(?!\d)|\.(?=[\])}>"']*\s*$)|(?:n't|'(?:s|m|d|ll|re|ve))(?!\w)|'(?=\s|$)"""
 WORD = re.compile(rf"{SYMBOL}|(?:(?!{SYMBOL})\S)+")
 MIXED = re.compile(r"[\u4e00-\u9fa5]|[^\u4e00-\u9fa5]+")
 

@@ -283,7 +283,7 @@ class Distiller(GeneralDistiller):
 
 
 class _StoppingAtSignals:
-    """SIGTERM and SIGINT ask the loop to finish its step; a second one ends the process at once."""
+    """SIGTERM and SIGINT ask the loop to finish its step and stop; more of them change nothing."""
 
     def __init__(self, distiller: Distiller):
         self.distiller = distiller
@@ -292,8 +292,7 @@ class _StoppingAtSignals:
         self.previous = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(self, number, frame):
-        self.distiller.stop_signal = number
-        signal.signal(number, self.previous[number])
+        self.distiller.stop_signal = self.distiller.stop_signal or number
 
     def __exit__(self, *exception):
         for number, handler in self.previous.items():

@@ -111,15 +111,16 @@ class WholeWordMasker:
             batch["attention_mask"] = (np.arange(width + 2) < (lengths + 2)[:, None]).astype(np.int64)
         return batch
 
-    @staticmethod
-    def _choose_words(row: np.ndarray, column: np.ndarray, word_lengths: np.ndarray, keys: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    def _choose_words(
+        self, row: np.ndarray, column: np.ndarray, word_lengths: np.ndarray, keys: np.ndarray, budgets: np.ndarray
+    ) -> np.ndarray:
         """Which words are masked: bool, one for each word (the words stand in reading order, row after row)."""
         rows = len(keys)
         counts = np.bincount(row, minlength=rows)
         first = np.cumsum(counts) - counts
         rank = np.arange(len(row)) - first[row]
         most = int(counts.max(initial=1))
-        low_bits = np.uint64((1 << most.bit_length()) - 1)  # the word's rank rides in the low bits, so sorting values is enough
+        low_bits = np.uint64((1 << self.content_length.bit_length()) - 1)  # the word's rank rides there, so sorting values is enough
 
         order = np.full((rows, most), np.iinfo(np.uint64).max)
         order[row, rank] = (_random(keys[row], ORDER, column) & ~low_bits) | rank.astype(np.uint64)

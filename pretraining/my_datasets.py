@@ -65,8 +65,8 @@ def load_shards(
         with FileLock(directory.parent / f".{directory.name}.lock"):  # of several processes one builds, the others wait and read
             if not _is_current(directory, fingerprints[-1]):
                 _build(file, directory, description, fingerprints[-1], max_seq_length, tokenizer, progress)
-        if read_json(directory / "shard.json", "the shard's description")["rows"]:
-            shards.append(Dataset.from_file(str(directory / "data.arrow")))
+            if read_json(directory / "shard.json", "the shard's description")["rows"]:  # once mapped, another's rebuild does not touch it
+                shards.append(Dataset.from_file(str(directory / "data.arrow")))
     if not shards:
         raise UserError(f"{', '.join(str(file.text) for file in files)}: no text in them, so there is nothing to train on")
     return concatenate_datasets(shards).with_format("numpy"), hashlib.sha256("".join(fingerprints).encode()).hexdigest()
@@ -180,7 +180,7 @@ def _continuation_indices(file: TextAndRefs, ref_lines: list[str], lengths: np.n
     try:
         refs = json.loads(f"[{','.join(ref_lines)}]")
         bad = len(refs) != len(ref_lines)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         bad = True
     if bad or not set(map(type, refs)) <= {list} or not set(map(type, chain.from_iterable(refs))) <= {int}:
         raise _explain(file, ref_lines, lengths, first_line)
@@ -201,7 +201,7 @@ def _explain(file: TextAndRefs, ref_lines: list[str], lengths: np.ndarray, first
     for number, (text, length) in enumerate(zip(ref_lines, lengths), first_line):
         try:
             ref = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             ref = None
         if not isinstance(ref, list):
             wrong = "is not a JSON list of positions"

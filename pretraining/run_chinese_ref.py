@@ -18,10 +18,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ltp_extension.algorithms import StnSplit
+from ltp_extension.perceptron import CWSModel
 from tqdm import tqdm
 from utils import (
     TextAndRefs,
@@ -41,7 +44,7 @@ from utils import (
 FORMAT = 1
 MAX_CHARACTERS = 510  # of one part of a line; LTP's neural models see 512 tokens with [CLS] and [SEP]
 MAX_TOKENS = 512
-BATCH_CHARACTERS = 1 << 18  # an encoded character takes some 200 bytes, so 50 MB a batch
+BATCH_CHARACTERS = 1 << 17  # an encoded character takes some 200 bytes, so 25 MB a batch
 
 # The CJK ideographs, as BERT's own tokenizer counts them.
 CHINESE_RANGES = (
@@ -212,14 +215,10 @@ def parts_of(line: str) -> list[str]:
     """Cuts a line into parts of at most ``MAX_CHARACTERS``, at the ends of sentences where it can; joined, they are the line."""
     if len(line) <= MAX_CHARACTERS:
         return [line] if line else []
-    from ltp_extension.algorithms import StnSplit
-
     sentences = StnSplit().split(line)
     if "".join(sentences) != line:  # it drops carriage returns
         sentences = [line]
-    return [
-        sentence[first : first + MAX_CHARACTERS] for sentence in sentences for first in range(0, len(sentence), MAX_CHARACTERS)
-    ]
+    return [sentence[first : first + MAX_CHARACTERS] for sentence in sentences for first in range(0, len(sentence), MAX_CHARACTERS)]
 
 
 def covering(part: str, words: list[str]) -> list[str]:
@@ -246,7 +245,8 @@ class ReferenceFinder:
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.unknown = self.backend.token_to_id("[UNK]")
+        self.is_character = np.zeros(self.backend.get_vocab_size(), bool)  # of a token: stands for one character, so not [UNK]
+        self.is_character[[number for token, number in self.backend.get_vocab().items() if len(token.removeprefix("##")) == 1]] = True
         self.kinds = np.full(sys.maxunicode + 1, self.OTHER, np.uint8)
         for first, last in CHINESE_RANGES:
             self.kinds[first : last + 1] = self.CHINESE
@@ -263,7 +263,7 @@ class ReferenceFinder:
             return [[] for _ in lines]
         kinds = self.kinds[codes]
         line_ends = np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))
-        token_at = self._token_at(lines, line_ends, len(codes))
+        token_at = self._token_at(self.backend.encode_batch(lines), line_ends)
 
         word_ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
         begins = np.zeros(len(codes), bool)
@@ -279,19 +279,17 @@ class ReferenceFinder:
         last = np.append(0, np.cumsum(continues))[line_ends].tolist()
         return [positions[start:end] for start, end in zip([0, *last], last)]
 
-    def _token_at(self, lines: list[str], line_ends: np.ndarray, characters: int) -> np.ndarray:
-        """The position within its line of the known token that is just this character, or -1; int64 (characters,)."""
-        encodings = self.backend.encode_batch(lines)
-        lengths = np.fromiter(map(len, encodings), np.int64, len(lines))
+    def _token_at(self, encodings: list, line_ends: np.ndarray) -> np.ndarray:
+        """For each character the position within its line of the token that stands for it alone, or -1; int64 (characters,)."""
+        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         total = int(lengths.sum())
-        spans = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-        starts, ends = np.fromiter(spans, np.int64, 2 * total).reshape(total, 2).T
+        offsets = chain.from_iterable(encoding.offsets for encoding in encodings)
+        starts = np.fromiter(map(itemgetter(0), offsets), np.int64, total) + np.repeat(np.append(0, line_ends[:-1]), lengths)
         ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, total)
-        position = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        starts_of_lines = np.append(0, line_ends[:-1])
-        is_character = (ends - starts == 1) & (ids != self.unknown)
-        token_at = np.full(characters, -1)
-        token_at[(starts + np.repeat(starts_of_lines, lengths))[is_character]] = position[is_character]
+        positions = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        is_character = self.is_character[ids]
+        token_at = np.full(line_ends[-1], -1)
+        token_at[starts[is_character]] = positions[is_character]
         return token_at
 
 
@@ -338,7 +336,9 @@ def read_ltp_directory(path: str | Path) -> LtpDirectory:
     elif config.get("nerual") is False:
         tasks = config.get("tasks")
         if not isinstance(tasks, dict) or not isinstance(tasks.get("cws"), str):
-            raise UserError(f'{config_file}: names no model file for the task "cws", so it does not segment words; give another LTP directory')
+            raise UserError(
+                f'{config_file}: names no model file for the task "cws", so it does not segment words; give another LTP directory'
+            )
         files = [require_file(path / tasks["cws"], "the weights of the LTP model")]
     else:
         raise UserError(f'{config_file}: has no "nerual": true or false (their spelling), so this is no LTP model')
@@ -370,8 +370,6 @@ def load_legacy(ltp: LtpDirectory) -> Segment:
     attempt = "import sys; from ltp_extension.perceptron import CWSModel; CWSModel.load(sys.argv[1]).predict(sys.argv[2])"
     if subprocess.run([sys.executable, "-c", attempt, str(ltp.weights), "词"], capture_output=True).returncode:
         raise UserError(f"{ltp.weights}: is no LTP word segmentation model, or a damaged one; get or train it again")
-    from ltp_extension.perceptron import CWSModel
-
     model = CWSModel.load(str(ltp.weights))
     return lambda parts: enumerate(map(covering, parts, model.batch_predict(parts, parallelism=True)))
 
@@ -418,7 +416,30 @@ class NeuralSegmenter:
     def __init__(self, model, budget: int):
         self.model = model
         self.budget = budget
+        self.counter = type(model.tokenizer.backend_tokenizer).from_str(model.tokenizer.backend_tokenizer.to_str())
+        self.counter.no_truncation()  # a copy, since LTP switches both on at every call
+        self.counter.no_padding()
 
     def __call__(self, parts: list[str]) -> Iterator[tuple[int, list[str]]]:
-        pieces, owners = self._short_enough(parts, range(len(parts)))
-        ...
+        lengths = [len(encoding) for encoding in self.counter.encode_batch_fast(parts)]
+        batch: list[int] = []
+        for length, index in sorted(zip(lengths, range(len(parts)))):
+            if length > MAX_TOKENS:  # Hangul, say, is up to three tokens a syllable
+                middle = len(parts[index]) // 2
+                halves = sorted(self([parts[index][:middle], parts[index][middle:]]))
+                yield index, [word for _, words in halves for word in words]
+                continue
+            if batch and (len(batch) + 1) * length > self.budget:
+                yield from self._words(parts, batch)
+                batch = []
+            batch.append(index)
+        if batch:
+            yield from self._words(parts, batch)
+
+    def _words(self, parts: list[str], batch: list[int]) -> Iterator[tuple[int, list[str]]]:
+        texts = [parts[index] for index in batch]
+        return zip(batch, map(covering, texts, self.model.pipeline(texts, tasks=["cws"]).cws))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ class UserError(Exception):
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's ``main``; a :class:`UserError` or a failed file operation ends it with one line on stderr and status 2."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     try:
         main()
     except (UserError, OSError) as error:
@@ -204,6 +206,8 @@ def load_tokenizer(directory: str | Path):
     from transformers import BertTokenizer  # takes seconds to import; not before the checks above
 
     tokenizer = BertTokenizer.from_pretrained(str(directory))
+    tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json keeps those of the program that wrote it
+    tokenizer.backend_tokenizer.no_padding()
     if len(tokenizer) != len(tokens):
         raise UserError(f"{directory}: vocab.txt has {len(tokens)} tokens, tokenizer.json {len(tokenizer)}; remove the wrong file")
     return tokenizer
