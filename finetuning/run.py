@@ -16,6 +16,7 @@ import os
 import shutil
 import statistics
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
@@ -79,27 +80,76 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 # ---------------------------------------------------------------- checks before the first step
 
 
-def check_teacher(directory: str, config, task: Task, labels: tuple[str, ...], tokenizer) -> None:
-    """Refuses a teacher of another task or vocabulary."""
-    if not task.is_reading and config.num_labels != len(labels):
-        raise UserError(f"{directory}: has {config.num_labels} labels, {task.name} {len(labels)}; give a teacher fine-tuned on {task.name}")
-    named = [config.id2label[i] for i in range(config.num_labels)]
-    if not task.is_reading and not named[0].startswith("LABEL_") and named != list(labels):
-        raise UserError(f"{directory}: its labels are {', '.join(named)}, those of {task.name} {', '.join(labels)}")
-    if tokenizer_sha256(load_tokenizer(directory)) != tokenizer_sha256(tokenizer):
-        raise UserError(f"{directory}: splits text into other tokens than the model to fine-tune; both must have the same vocabulary")
+def check_models(args: argparse.Namespace, task: Task, labels: tuple[str, ...]):
+    """Refuses models that cannot be trained on this task, or not with one another.
+
+    Returns:
+        (tokenizer, config of the model to fine-tune, matches in TextBrewer's format)
+    """
+    tokenizer = load_tokenizer(args.model_name_or_path)
+    from modeling import require_model_directory  # torch and transformers take seconds to import; not before the checks above
+
+    config = require_model_directory(args.model_name_or_path, "the model to fine-tune")
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"{args.model_name_or_path}: vocab.txt has {len(tokenizer)} tokens, the model {config.vocab_size}")
+    if (args.max_seq_length or 0) > config.max_position_embeddings:
+        raise UserError(f"--max_seq_length {args.max_seq_length}: the model takes at most {config.max_position_embeddings} tokens")
+    if not args.teacher:
+        return tokenizer, config, []
+
+    teacher_config = require_model_directory(args.teacher, "the teacher")
+    names = tuple(teacher_config.id2label[i] for i in range(teacher_config.num_labels))
+    if not task.is_reading and len(names) != len(labels):
+        raise UserError(f"{args.teacher}: has {len(names)} labels, {task.name} {len(labels)}; give a teacher fine-tuned on {task.name}")
+    if not task.is_reading and names != labels and not names[0].startswith("LABEL_"):  # LABEL_0: trained elsewhere, without names
+        raise UserError(f"{args.teacher}: its labels are {', '.join(names)}, those of {task.name} {', '.join(labels)}")
+    if teacher_config.max_position_embeddings < config.max_position_embeddings and teacher_config.max_position_embeddings < (
+        args.max_seq_length or task.max_seq_length
+    ):
+        raise UserError(
+            f"{args.teacher}: takes at most {teacher_config.max_position_embeddings} tokens; give a --max_seq_length of at most that"
+        )
+    if tokenizer_sha256(load_tokenizer(args.teacher)) != tokenizer_sha256(tokenizer):
+        raise UserError(f"{args.teacher}: splits text into other tokens than the model to fine-tune; both must have the same vocabulary")
+    from matches import get_matches
+
+    return tokenizer, config, get_matches(args.matches, config, teacher_config)
+
+
+def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], paths: dict[str, Path], tokenizer, config) -> dict:
+    """All that decides a run's outcome besides epochs and seed; models and data by their content."""
+    from checkpoint import weights_sha256
+
+    roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
+    return {
+        "task": task.name,
+        "model_name_or_path": args.model_name_or_path,
+        "model_sha256": weights_sha256(args.model_name_or_path),
+        "tokenizer_sha256": tokenizer_sha256(tokenizer),
+        "data_sha256": {split: file_facts(path).sha256 for split, path in paths.items()},
+        "labels": list(labels),
+        "learning_rate": args.learning_rate or (task.learning_rate_roberta if roberta_sized else task.learning_rate_small),
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "max_seq_length": args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings),
+        "max_train_samples": args.max_train_samples,
+        "max_eval_samples": args.max_eval_samples,
+        "bf16": args.bf16,
+        "teacher": args.teacher,
+        "teacher_sha256": weights_sha256(args.teacher),
+        "temperature": args.temperature if args.teacher else None,
+        "matches": args.matches,
+    }
 
 
 def check_settings(output_dir: Path, settings: dict) -> None:
     """Notes the settings in ``output_dir``, or compares with those noted: results of different settings do not mix."""
     path = output_dir / "settings.json"
-    if path.is_file():
+    begun = [*output_dir.glob("units/*.json"), *output_dir.glob("unfinished/*/checkpoint-*")]
+    if begun and path.is_file():
         noted = read_json(path, "the settings of the runs in this directory")
         for key, value in settings.items():
             if key not in PATHS and noted.get(key) != value:
-                raise UserError(
-                    f"{output_dir}: holds runs with {key} {noted.get(key)}, this one has {value}; give another --output_dir or remove it"
-                )
+                raise UserError(f"{output_dir}: holds runs with {key} {noted.get(key)}, this one has {value}; give another --output_dir")
     with whole_file(path) as file:
         file.write(json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
 
@@ -174,6 +224,50 @@ def print_results(task: Task, results: dict) -> None:
 # ---------------------------------------------------------------- the runs
 
 
+def make_recipe(args: argparse.Namespace, task: Task, labels: tuple[str, ...], examples: dict, tokenizer, settings: dict, matches: list):
+    """Tokenises the data and loads the teacher, once for all runs."""
+    import training
+
+    length = settings["max_seq_length"]
+    train, _ = training.make_features(task, examples["train"], tokenizer, length, training=True)
+    dev, windows = training.make_features(task, examples["dev"], tokenizer, length, training=False)
+    recipe = training.Recipe(
+        task=task,
+        labels=labels,
+        train=train,
+        dev=dev,
+        dev_examples=examples["dev"],
+        dev_windows=windows,
+        model_dir=args.model_name_or_path,
+        learning_rate=settings["learning_rate"],
+        batch_size=args.per_device_train_batch_size,
+        bf16=args.bf16,
+        temperature=args.temperature,
+        matches=tuple(matches),
+    )
+    if args.teacher:
+        recipe.teacher = training.load_model(args.teacher, task, labels, "the teacher", with_head=True, attentions=recipe.attentions)
+        scores = training.evaluate_model(recipe, recipe.teacher, Path(args.output_dir) / "unfinished")
+        print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    return recipe
+
+
+def run_unit(recipe, output_dir: Path, tokenizer, epochs: int, seed: int) -> None:
+    """One run. The model goes first, the unit's file last: killed in between, the run is done again from its newest checkpoint."""
+    import training
+
+    name = f"epochs{epochs}-seed{seed}"
+    print(f"{recipe.task.name}: {epochs} epochs, seed {seed}")
+    result = training.fine_tune(recipe, output_dir / "unfinished" / name, epochs, seed)
+    unit = {"num_train_epochs": epochs, "seed": seed, "metrics": result.metrics, "predictions": result.predictions}
+    if best_of(recipe.task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
+        with whole_directory(output_dir / "model") as directory:
+            result.model.save_pretrained(directory)
+            save_tokenizer(tokenizer, directory)
+    with whole_file(output_dir / "units" / f"{name}.json") as file:
+        file.write(json.dumps(unit, ensure_ascii=False) + "\n")
+
+
 def main() -> None:
     args = parse()
     task, output_dir = TASKS[args.task], Path(args.output_dir)
@@ -187,87 +281,24 @@ def main() -> None:
         print(size_line(task, split, path, examples[split]))
     examples["train"] = examples["train"][: args.max_train_samples]
     examples["dev"] = examples["dev"][: args.max_eval_samples]
-    tokenizer = load_tokenizer(args.model_name_or_path)
 
-    from checkpoint import weights_sha256  # torch and transformers take seconds to import; not before the checks above
-    from modeling import require_model_directory
-
-    config = require_model_directory(args.model_name_or_path, "the model to fine-tune")
-    max_seq_length = args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings)
-    if max_seq_length > config.max_position_embeddings:
-        raise UserError(f"--max_seq_length {max_seq_length}: the model takes at most {config.max_position_embeddings} tokens")
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(f"{args.model_name_or_path}: vocab.txt has {len(tokenizer)} tokens, the model {config.vocab_size}")
-    roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
-    matches = []
-    if args.teacher:
-        teacher_config = require_model_directory(args.teacher, "the teacher")
-        check_teacher(args.teacher, teacher_config, task, labels, tokenizer)
-        if max_seq_length > teacher_config.max_position_embeddings:
-            raise UserError(f"--max_seq_length {max_seq_length}: the teacher takes at most {teacher_config.max_position_embeddings} tokens")
-        from matches import get_matches
-
-        matches = get_matches(args.matches, config, teacher_config)
-    settings = {
-        "task": task.name,
-        "model_name_or_path": args.model_name_or_path,
-        "model_sha256": weights_sha256(args.model_name_or_path),
-        "data_sha256": {split: file_facts(path).sha256 for split, path in paths.items()},
-        "learning_rate": args.learning_rate or (task.learning_rate_roberta if roberta_sized else task.learning_rate_small),
-        "per_device_train_batch_size": args.per_device_train_batch_size,
-        "max_seq_length": max_seq_length,
-        "max_train_samples": args.max_train_samples,
-        "max_eval_samples": args.max_eval_samples,
-        "bf16": args.bf16,
-        "teacher": args.teacher,
-        "teacher_sha256": weights_sha256(args.teacher),
-        "temperature": args.temperature if args.teacher else None,
-        "matches": args.matches,
-    }
+    tokenizer, config, matches = check_models(args, task, labels)
+    settings = settings_of(args, task, labels, paths, tokenizer, config)
     check_settings(output_dir, settings)
-
     asked = [(epochs, seed) for epochs in args.num_train_epochs for seed in args.seeds]
     todo = [unit for unit in asked if unit not in finished_units(output_dir)]
     print(
         f"{task.name}: {len(asked)} runs asked for, {len(asked) - len(todo)} finished already; learning rate {settings['learning_rate']:g}"
     )
-    if todo:
-        import training
 
-        train, _ = training.make_features(task, examples["train"], tokenizer, max_seq_length, training=True)
-        dev, windows = training.make_features(task, examples["dev"], tokenizer, max_seq_length, training=False)
-        recipe = training.Recipe(
-            task,
-            labels,
-            tokenizer,
-            train,
-            dev,
-            examples["dev"],
-            windows,
-            args.model_name_or_path,
-            settings["learning_rate"],
-            args.per_device_train_batch_size,
-            args.bf16,
-        )
-        if args.teacher:
-            attentions = any(match["feature"] == "attention" for match in matches)
-            recipe.teacher = training.load_model(args.teacher, task, labels, "the teacher", with_head=True, attentions=attentions)
-            recipe.temperature, recipe.matches = args.temperature, tuple(matches)
-            scores = training.evaluate_model(recipe, recipe.teacher, output_dir / "unfinished")
-            print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    recipe = make_recipe(args, task, labels, examples, tokenizer, settings, matches) if todo else None
     for epochs, seed in todo:
-        name = f"epochs{epochs}-seed{seed}"
-        print(f"{task.name}: {epochs} epochs, seed {seed}")
-        result = training.fine_tune(recipe, output_dir / "unfinished" / name, epochs, seed)
-        unit = {"num_train_epochs": epochs, "seed": seed, "metrics": result.metrics, "predictions": result.predictions}
-        if best_of(task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
-            with whole_directory(output_dir / "model") as directory:
-                result.model.save_pretrained(directory)
-                save_tokenizer(tokenizer, directory)
-        with whole_file(output_dir / "units" / f"{name}.json") as file:
-            file.write(json.dumps(unit, ensure_ascii=False) + "\n")
-        shutil.rmtree(output_dir / "unfinished" / name, ignore_errors=True)
+        run_unit(recipe, output_dir, tokenizer, epochs, seed)
         write_results(output_dir, task, settings, asked)
+    for epochs, seed in asked:
+        shutil.rmtree(output_dir / "unfinished" / f"epochs{epochs}-seed{seed}", ignore_errors=True)
+    with suppress(OSError):  # another process may still work in there
+        (output_dir / "unfinished").rmdir()
     print_results(task, write_results(output_dir, task, settings, asked))
 
 

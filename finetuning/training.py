@@ -32,7 +32,6 @@ class Recipe:
 
     task: Task
     labels: tuple[str, ...]
-    tokenizer: transformers.BertTokenizer
     train: list[dict]
     dev: list[dict]
     dev_examples: list[Example] | list[Question]
@@ -44,6 +43,11 @@ class Recipe:
     teacher: torch.nn.Module | None = None
     temperature: float = 1.0
     matches: tuple[dict, ...] = ()
+
+    @property
+    def attentions(self) -> bool:
+        """Whether the models must be able to return attentions."""
+        return any(match["feature"] == "attention" for match in self.matches)
 
 
 class Result(NamedTuple):
@@ -187,6 +191,7 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
         save_total_limit=1,
         logging_strategy="epoch",
         report_to="none",
+        disable_tqdm=False,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -198,8 +203,7 @@ def fine_tune(recipe: Recipe, directory: Path, epochs: int, seed: int) -> Result
     The same seed gives the same weights of the head, order and dropout, so on one machine also the same result.
     """
     set_seed(seed)
-    attentions = any(match["feature"] == "attention" for match in recipe.matches)
-    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=attentions)
+    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=recipe.attentions)
     common = {
         "model": model,
         "args": trainer_arguments(recipe, directory, epochs, seed),

@@ -18,7 +18,7 @@ CHECKSUMS = "checksums.json"
 
 
 def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, Any], keep: int) -> Path:
-    """Writes ``output_dir/gs<step>/`` and removes all but the newest ``keep`` checkpoints (0 keeps all).
+    """Writes ``output_dir/gs<step>/`` and of the checkpoints up to this step keeps the newest ``keep`` (0: all).
 
     The directory loads with ``BertModel.from_pretrained`` and ``BertTokenizer.from_pretrained``.
 
@@ -38,7 +38,8 @@ def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, A
         sums = {entry.name: file_facts(entry).sha256 for entry in sorted(partial.iterdir())}
         (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     if keep:
-        for old in checkpoints(output_dir)[keep:]:
+        found = checkpoints(output_dir)
+        for old in found[found.index(directory) + keep :]:  # later ones were damaged, or the run went on from before them
             shutil.rmtree(old)
     return directory
 

@@ -261,7 +261,8 @@ class Distiller(GeneralDistiller):
         first = ", ".join(map(str, indices[:8]))
         return UserError(
             f"step {step}: the loss is no longer finite ({terms}); examples {first}{', …' if size > 8 else ''} (all in {path}); "
-            "the last checkpoint is good: lower --learning_rate or mend the data and resume"
+            "the checkpoints are good: mend the data and resume with --ignore_data_fingerprint, or begin another --output_dir "
+            "from the last one (--student_pretrained_weights) with a lower --learning_rate"
         )
 
     def save_and_callback(self, step: int, optimizer, scheduler, callback) -> None:

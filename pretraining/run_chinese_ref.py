@@ -353,7 +353,7 @@ def refuse_foreign_code(value, where: Path) -> None:
     if not isinstance(value, dict):
         return
     for key, item in value.items():
-        if key == "_ltp_target_" and item not in LTP_TARGETS:
+        if key == "_ltp_target_" and str(item) not in LTP_TARGETS:
             raise UserError(f"{where}: would have {item!r} called, which is no part of an LTP model; refused, do not use this directory")
         if key.lstrip("_") in CODE_KEYS:
             raise UserError(f"{where}: has the key {key!r}, which can have code from elsewhere run; refused, do not use this directory")

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +147,13 @@ class Corpus:
 
 
 def run_train(arguments: list[str]) -> None:
-    """``train.main()`` with these arguments, in this process."""
+    """``train.main()`` with these arguments, in this process.
+
+    TensorBoard reads a run's files in the order of the seconds in their names; no real process starts within the second of the last.
+    """
+    output_dir = Path(arguments[arguments.index("--output_dir") + 1])
+    while any(int(path.name.split(".")[3]) >= int(time.time()) for path in output_dir.glob("events.out.tfevents.*")):
+        time.sleep(0.02)
     before, sys.argv = sys.argv, ["train.py", *arguments]
     try:
         train.main()

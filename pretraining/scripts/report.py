@@ -202,7 +202,7 @@ def training_figure(name: str, scalars: dict[str, tuple[list[int], list[float]]]
 
     matches = {tag: found for tag in scalars if (found := re.fullmatch(r"(?:hidden|attention)_(.+)_([\d-]+)_([\d-]+)", tag))}
     figure = Figure(figsize=(13, 8) if matches else (14, 4.2), layout="constrained")
-    panels = list(figure.subplots(*((2, 2) if matches else (1, 3))).T.flat)
+    panels = list(figure.subplots(*((2, 2) if matches else (1, 3))).T.flat)  # .T: the long legend goes to the right edge
     figure.suptitle(f"Training of {name}")
 
     panels[0].plot(*scalars["total_loss"], color="C3", linewidth=1)
