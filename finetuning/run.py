@@ -103,17 +103,18 @@ def check_models(args: argparse.Namespace, task: Task, labels: tuple[str, ...]):
         raise UserError(f"{args.teacher}: has {len(names)} labels, {task.name} {len(labels)}; give a teacher fine-tuned on {task.name}")
     if not task.is_reading and names != labels and not names[0].startswith("LABEL_"):  # LABEL_0: trained elsewhere, without names
         raise UserError(f"{args.teacher}: its labels are {', '.join(names)}, those of {task.name} {', '.join(labels)}")
-    if teacher_config.max_position_embeddings < config.max_position_embeddings and teacher_config.max_position_embeddings < (
-        args.max_seq_length or task.max_seq_length
-    ):
-        raise UserError(
-            f"{args.teacher}: takes at most {teacher_config.max_position_embeddings} tokens; give a --max_seq_length of at most that"
-        )
+    if row_length(args, task, config) > teacher_config.max_position_embeddings:
+        raise UserError(f"{args.teacher}: takes at most {teacher_config.max_position_embeddings} tokens; give that as --max_seq_length")
     if tokenizer_sha256(load_tokenizer(args.teacher)) != tokenizer_sha256(tokenizer):
         raise UserError(f"{args.teacher}: splits text into other tokens than the model to fine-tune; both must have the same vocabulary")
     from matches import get_matches
 
     return tokenizer, config, get_matches(args.matches, config, teacher_config)
+
+
+def row_length(args: argparse.Namespace, task: Task, config) -> int:
+    """Tokens a row: what was asked for, else the task's default as far as the model goes."""
+    return args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings)
 
 
 def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], paths: dict[str, Path], tokenizer, config) -> dict:
@@ -130,7 +131,7 @@ def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], p
         "labels": list(labels),
         "learning_rate": args.learning_rate or (task.learning_rate_roberta if roberta_sized else task.learning_rate_small),
         "per_device_train_batch_size": args.per_device_train_batch_size,
-        "max_seq_length": args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings),
+        "max_seq_length": row_length(args, task, config),
         "max_train_samples": args.max_train_samples,
         "max_eval_samples": args.max_eval_samples,
         "bf16": args.bf16,
@@ -226,8 +227,11 @@ def print_results(task: Task, results: dict) -> None:
 
 def make_recipe(args: argparse.Namespace, task: Task, labels: tuple[str, ...], examples: dict, tokenizer, settings: dict, matches: list):
     """Tokenises the data and loads the teacher, once for all runs."""
+    import torch
     import training
 
+    if args.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError("--bf16: this GPU has no bfloat16 arithmetic; leave it out")
     length = settings["max_seq_length"]
     train, _ = training.make_features(task, examples["train"], tokenizer, length, training=True)
     dev, windows = training.make_features(task, examples["dev"], tokenizer, length, training=False)
@@ -254,11 +258,15 @@ def make_recipe(args: argparse.Namespace, task: Task, labels: tuple[str, ...], e
 
 def run_unit(recipe, output_dir: Path, tokenizer, epochs: int, seed: int) -> None:
     """One run. The model goes first, the unit's file last: killed in between, the run is done again from its newest checkpoint."""
+    import torch
     import training
 
     name = f"epochs{epochs}-seed{seed}"
     print(f"{recipe.task.name}: {epochs} epochs, seed {seed}")
-    result = training.fine_tune(recipe, output_dir / "unfinished" / name, epochs, seed)
+    try:
+        result = training.fine_tune(recipe, output_dir / "unfinished" / name, epochs, seed)
+    except torch.OutOfMemoryError:
+        raise UserError("out of GPU memory; give a smaller --per_device_train_batch_size or --max_seq_length, or --bf16") from None
     unit = {"num_train_epochs": epochs, "seed": seed, "metrics": result.metrics, "predictions": result.predictions}
     if best_of(recipe.task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
         with whole_directory(output_dir / "model") as directory:

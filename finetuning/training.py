@@ -187,6 +187,7 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
         weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="linear",
         bf16=recipe.bf16,
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
         save_strategy="no",
         save_total_limit=1,
         logging_strategy="epoch",

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from config import FREE_TO_CHANGE
-from utils import UserError, file_facts, read_json, save_tokenizer, tokenizer_sha256, whole_directory
+from utils import UserError, file_facts, first_line, read_json, save_tokenizer, tokenizer_sha256, whole_directory
 
 STATE_FILE = "training_state.pt"
 CHECKSUMS = "checksums.json"
+STATE_KEYS = {"step", "projections", "optimizer", "scheduler", "scaler", "identity"}
 
 
 def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, Any], keep: int) -> Path:
@@ -77,26 +78,32 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
         if wrong := damage(directory):
             raise UserError(f"--resume_from_checkpoint {wanted}: {wrong}; choose another checkpoint")
         return directory
-    found = checkpoints(output_dir)
-    for directory in found:
-        wrong = damage(directory)
-        if not wrong:
-            return directory
-        print(f"warning: {wrong}; taking the checkpoint before {directory.name}", file=sys.stderr)
-    if found:
-        raise UserError(f"{output_dir}: none of its {len(found)} checkpoints is whole; remove the directory to start anew")
+    damaged: dict[Path, str] = {}
+    for directory in checkpoints(output_dir):
+        if wrong := damage(directory):
+            damaged[directory] = wrong
+            continue
+        for later, wrong in damaged.items():
+            print(f"warning: {wrong}; taking the checkpoint before {later.name}", file=sys.stderr)
+        return directory
+    if damaged:
+        first = next(iter(damaged.values()))
+        raise UserError(f"{output_dir}: none of its {len(damaged)} checkpoints is whole ({first}); remove the directory to start anew")
     return None
 
 
 def load_state(directory: Path) -> dict[str, Any]:
     """The training state; tensors and plain values alone, so a stranger's file cannot run code."""
     try:
-        return torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+        state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({first_line(error)})") from None
+    if not isinstance(state, dict) or not STATE_KEYS <= set(state):
+        raise UserError(f"{directory / STATE_FILE}: is no training state of this program; choose another checkpoint")
+    return state
 
 
-def weights_sha256(path: str | None) -> str | None:
+def weights_sha256(path: str | Path | None) -> str | None:
     """Fingerprint of a model's weights, wherever they lie; None for None."""
     if path is None:
         return None

@@ -1,6 +1,7 @@
 """Every training argument: one typed, documented field each. ``python train.py --help`` prints them."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -24,6 +25,7 @@ FREE_TO_CHANGE = {
     "keep_checkpoints",
     "resume_from_checkpoint",
     "ignore_data_fingerprint",
+    "check_only",
     "do_train",
     "do_eval",
     "train_batch_size",
@@ -92,6 +94,10 @@ class TrainingArguments:
     )
     ignore_data_fingerprint: bool = HfArg(default=False, help="resume although the training data are not those the run was started on")
 
+    check_only: bool = HfArg(
+        default=False, help="check arguments, files and sizes, then end; a teacher that is yet to be trained is given by its config JSON"
+    )
+
     def check(self) -> None:
         """Raises UserError for values that are wrong by themselves; nothing is read from disk."""
         for name in (
@@ -104,17 +110,19 @@ class TrainingArguments:
             "ckpt_steps",
             "temperature",
         ):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name} {getattr(self, name)}: must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name} {getattr(self, name)}: must be a number greater than 0")
         for name, low, high in (("mlm_probability", 0, 1), ("warmup_proportion", 0, 1), ("weight_decay_rate", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise UserError(f"--{name} {getattr(self, name)}: must lie between {low} and {high}")
         if self.mlm_probability == 0:
-            raise UserError("--mlm_probability 0: nothing would be masked")
+            raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked")
         if self.max_seq_length < 4:
             raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
-        if self.keep_checkpoints < 0 or self.random_seed < 0:
-            raise UserError("--keep_checkpoints and --random_seed must not be negative")
+        if self.keep_checkpoints < 0:
+            raise UserError(f"--keep_checkpoints {self.keep_checkpoints}: must not be negative")
+        if not 0 <= self.random_seed < 1 << 63:
+            raise UserError(f"--random_seed {self.random_seed}: must not be negative, and below 2**63")
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"

@@ -45,16 +45,20 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class _Attention(torch.autograd.Function):
+    """Goes through two or three buffers of one sample's (heads, length, length) numbers, again and again: new ones cost page faults."""
+
     @staticmethod
     def forward(ctx, query, key, value, mask, scaling, drop_of_65536):
         batch, heads, length, size = query.shape
         output = query.new_empty(batch, length, heads, size)
         keep = _random_keep((batch, heads, length, length), drop_of_65536) if drop_of_65536 else None
+        scores = query.new_empty(heads, length, length)
+        weights = torch.empty_like(scores, dtype=torch.float32)
         for i in range(batch):
-            weights = _probabilities(query[i], key[i], mask, i, scaling)
+            _probabilities(query[i], key[i], mask, i, scaling, scores, weights)
             if keep is not None:
                 weights.mul_(keep[i])
-            output[i] = torch.bmm(weights.to(value.dtype), value[i]).transpose(0, 1)
+            output[i] = torch.bmm(scores.copy_(weights), value[i]).transpose(0, 1)
         ctx.kept_share = 1 - drop_of_65536 / 65536
         output /= ctx.kept_share
         ctx.scaling = scaling
@@ -65,34 +69,36 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         query, key, value, mask, keep, output = ctx.saved_tensors
-        grads = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        grad_query, grad_key, grad_value = grads
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         row_sums = (grad_output * output).sum(-1, dtype=torch.float32).transpose(1, 2).unsqueeze(-1)
         grad_output = (grad_output / ctx.kept_share).transpose(1, 2)
+        scores = torch.empty_like(key[0, :, :, :1].expand(-1, -1, key.size(2)), memory_format=torch.contiguous_format)
+        probabilities, weights = (torch.empty_like(scores, dtype=torch.float32) for _ in range(2))
         for i in range(len(query)):
-            probabilities = _probabilities(query[i], key[i], mask, i, ctx.scaling)
-            grad_weights = torch.bmm(grad_output[i], value[i].transpose(1, 2)).float()
-            weights = probabilities
+            _probabilities(query[i], key[i], mask, i, ctx.scaling, scores, probabilities)
+            weights.copy_(probabilities)
             if keep is not None:
-                weights = probabilities * keep[i]
-                grad_weights.mul_(keep[i])
-            grad_value[i] = torch.bmm(weights.to(value.dtype).transpose(1, 2), grad_output[i])
-            grad_scores = grad_weights.sub_(row_sums[i]).mul_(probabilities).mul_(ctx.scaling).to(query.dtype)
-            grad_query[i] = torch.bmm(grad_scores, key[i])
-            grad_key[i] = torch.bmm(grad_scores.transpose(1, 2), query[i])
-        return *grads, None, None, None
+                weights.mul_(keep[i])
+            grad_value[i] = torch.bmm(scores.copy_(weights).transpose(1, 2), grad_output[i])
+            weights.copy_(torch.bmm(grad_output[i], value[i].transpose(1, 2), out=scores))
+            if keep is not None:
+                weights.mul_(keep[i])
+            scores.copy_(weights.sub_(row_sums[i]).mul_(probabilities))
+            grad_query[i] = torch.bmm(scores, key[i]) * ctx.scaling
+            grad_key[i] = torch.bmm(scores.transpose(1, 2), query[i]) * ctx.scaling
+        return grad_query, grad_key, grad_value, None, None, None
 
 
-def _probabilities(query, key, mask, i, scaling) -> torch.Tensor:
-    """Attention probabilities of one sample, (heads, length, length) float32; query and key (heads, length, size)."""
-    scores = torch.bmm(query * scaling, key.transpose(1, 2))
+def _probabilities(query, key, mask, i, scaling, scores, probabilities) -> None:
+    """Writes the attention probabilities of sample ``i``; query and key (heads, length, size), ``probabilities`` float32."""
+    torch.bmm(query * scaling, key.transpose(1, 2), out=scores)
     if mask is not None:
         scores.masked_fill_(~mask[i], -torch.inf)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    torch.softmax(scores, dim=-1, dtype=torch.float32, out=probabilities)
 
 
 def _random_keep(shape: tuple[int, ...], drop_of_65536: int) -> torch.Tensor:
-    """Bools that are False with probability ``drop_of_65536`` / 65536: sixteen random bits each, four out of one 64-bit number."""
-    count = torch.Size(shape).numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return (bits[:count] >= drop_of_65536 - 32768).view(shape)
+    """Bytes that are 0 with probability ``drop_of_65536`` / 65536, else 1: sixteen random bits each, four out of one 64-bit number."""
+    keep = torch.empty(shape, dtype=torch.uint8)
+    bits = torch.empty(-(-keep.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    return torch.ge(bits[: keep.numel()].view(shape), drop_of_65536 - 32768, out=keep)

@@ -11,7 +11,13 @@
 set -eu
 cd "$(dirname "$0")"
 
+fail() {
+    echo "error: distill.sh: $*" >&2
+    exit 2
+}
+
 recipe=${1:-h256}
+[ $# -le 1 ] || fail "$*: takes one word, the recipe; variables go before: lr=1e-4 sh distill.sh"
 
 # ---- models and data
 teacher=${teacher:-./pretrained_model_path/RoBERTa}   # model directory of the teacher
@@ -20,8 +26,9 @@ data_cache_dir=${data_cache_dir:-./dataset/shards}    # tokenised shards, shared
 saves=${saves:-./saves}                               # the runs go to $saves/rbt6_kd, $saves/minirbt_h256, ...
 
 # ---- machines
-ngpu=${ngpu:-$(nvidia-smi -L 2>/dev/null | grep -c . || true)}
-[ "$ngpu" -gt 0 ] || ngpu=1                           # processes on this machine; 1 where there is no GPU
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
+[ "$gpus" -gt 0 ] || gpus=1
+ngpu=${ngpu:-$gpus}                                   # processes on this machine; 1 where there is no GPU
 nnodes=${nnodes:-1}                                   # machines
 node_rank=${node_rank:-0}                             # which of them this is
 master_addr=${master_addr:-127.0.0.1}                 # address of machine 0
@@ -29,7 +36,7 @@ master_port=${master_port:-29500}
 
 # ---- training; the published values
 train_steps=${train_steps:-100000}
-save_steps=${save_steps:-10000}
+save_steps=${save_steps:-}                            # 10000, or train_steps if that is less
 global_batch=${global_batch:-4096}                    # samples an optimizer step, over all processes
 forward_batch=${forward_batch:-64}                    # samples a forward and process; lower it when memory runs out
 length=${length:-512}
@@ -46,55 +53,46 @@ ta_config=${ta_config:-./distill_configs/distill_rbt6.json}
 ta_layers=${ta_layers:-0 2 4 7 9 11}
 ta_matches=${ta_matches:-L6_hidden_mse}
 case $recipe in
-h256) default_config=MiniRBT-h256 default_matches=L6h256_rbt6_hidden_mse ;;
-h288) default_config=MiniRBT-h288 default_matches=L6h288_rbt6_hidden_mse ;;
-one-stage) default_config=MiniRBT-h256 default_matches=L6h256_roberta_hidden_mse ;;
-rbt4) default_config=distill_rbt4_312 default_matches=L4t_hidden_mse ;;
-rbt3) default_config=distill_rbt3 default_matches= ;;
-*)
-    echo "error: distill.sh $recipe: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3" >&2
-    exit 2
-    ;;
+h256) student=minirbt_h256 default_config=MiniRBT-h256 default_matches=L6h256_rbt6_hidden_mse ;;
+h288) student=minirbt_h288 default_config=MiniRBT-h288 default_matches=L6h288_rbt6_hidden_mse ;;
+one-stage) student=minirbt_h256_one_stage default_config=MiniRBT-h256 default_matches=L6h256_roberta_hidden_mse ;;
+rbt4) student=rbt4_h312 default_config=distill_rbt4_312 default_matches=L4t_hidden_mse ;;
+rbt3) student=rbt3 default_config=distill_rbt3 default_matches= ;;
+*) fail "$recipe: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3" ;;
 esac
 student_config=${student_config:-./distill_configs/$default_config.json}
 student_matches=${student_matches:-$default_matches}
 
 # ---- checks before time is spent
+[ -n "$save_steps" ] || save_steps=10000
+if [ "$save_steps" = 10000 ] && [ "$train_steps" -lt 10000 ] 2>/dev/null; then save_steps=$train_steps; fi
 for pair in "ngpu=$ngpu" "nnodes=$nnodes" "train_steps=$train_steps" "save_steps=$save_steps" "global_batch=$global_batch" \
-    "forward_batch=$forward_batch" "length=$length" "workers=$workers"; do
+    "forward_batch=$forward_batch" "length=$length" "workers=$workers" "master_port=$master_port"; do
     case ${pair#*=} in
-    '' | *[!0-9]* | 0*)
-        echo "error: distill.sh: $pair: must be a whole number above 0" >&2
-        exit 2
-        ;;
+    '' | *[!0-9]* | 0* | ??????????*) fail "$pair: must be a whole number above 0" ;;
     esac
 done
+case $node_rank in
+'' | *[!0-9]* | ??????????*) fail "node_rank=$node_rank: must be a whole number" ;;
+esac
+[ "$node_rank" -lt "$nnodes" ] || fail "node_rank=$node_rank: must be less than nnodes=$nnodes, as the machines count from 0"
 process_batch=$((global_batch / (ngpu * nnodes)))
-if [ $((process_batch * ngpu * nnodes)) -ne "$global_batch" ]; then
-    echo "error: distill.sh: global_batch=$global_batch is not divisible by ngpu=$ngpu times nnodes=$nnodes" >&2
-    exit 2
-fi
+[ $((process_batch * ngpu * nnodes)) -eq "$global_batch" ] ||
+    fail "global_batch=$global_batch is not divisible by ngpu=$ngpu times nnodes=$nnodes"
 [ "$forward_batch" -le "$process_batch" ] || forward_batch=$process_batch
-if [ $((process_batch % forward_batch)) -ne 0 ]; then
-    echo "error: distill.sh: $process_batch samples a process and step are not divisible by forward_batch=$forward_batch" >&2
-    exit 2
-fi
+[ $((process_batch % forward_batch)) -eq 0 ] ||
+    fail "$process_batch samples a process and step are not divisible by forward_batch=$forward_batch"
 case $precision in
 bf16 | fp16) set -- "--$precision" ;;
 fp32) set -- ;;
-*)
-    echo "error: distill.sh: precision=$precision: choose bf16, fp16 or fp32" >&2
-    exit 2
-    ;;
+*) fail "precision=$precision: choose bf16, fp16 or fp32" ;;
 esac
 case $compile in
 yes) set -- "$@" --compile ;;
 no) ;;
-*)
-    echo "error: distill.sh: compile=$compile: choose yes or no" >&2
-    exit 2
-    ;;
+*) fail "compile=$compile: choose yes or no" ;;
 esac
+command -v "$python" >/dev/null || fail "python=$python: no such command; activate .venv or name another"
 
 # run COMMAND...: a signal to this script reaches the command, which then writes its checkpoint before it ends.
 run() {
@@ -112,16 +110,19 @@ run() {
     [ "$status" -eq 0 ] || exit "$status"
 }
 
-# train NAME CONFIG ARGUMENTS...: one run in $saves/NAME, resumed if it was begun.
+# train NAME CONFIG ARGUMENTS...: one run in $saves/NAME, resumed if it was begun; where checking=yes it ends after its checks.
 train() {
     name=$1 config=$2
     shift 2
-    if [ $((ngpu * nnodes)) -eq 1 ]; then
+    if [ $checking = yes ]; then
+        launch=$python
+        set -- "$@" --check_only
+    elif [ $((ngpu * nnodes)) -eq 1 ]; then
         launch=$python
     else
         launch="$python -m torch.distributed.run --nproc_per_node=$ngpu --nnodes=$nnodes --node_rank=$node_rank --master_addr=$master_addr --master_port=$master_port"
     fi
-    echo "==== $saves/$name"
+    [ $checking = yes ] || echo "==== $saves/$name"
     # shellcheck disable=SC2086
     run $launch train.py --do_train --resume_from_checkpoint latest \
         --student_config "$config" --output_dir "$saves/$name" \
@@ -138,27 +139,48 @@ first_layers() {
     run "$python" scripts/init_checkpoint_TA.py --model_name_or_path "$teacher" --dump_checkpoint "$saves/$name" --layers "$@"
 }
 
-# The shards are made here, by one process, before several wait for them.
-run "$python" my_datasets.py --data_files_json "$json_files" --data_cache_dir "$data_cache_dir" --tokenizer "$teacher" \
-    --max_seq_length "$length" --preprocessing_num_workers "$workers"
+# train_assistant, train_student TEACHER: the stages; what follows are flags of the precision.
+train_assistant() {
+    # shellcheck disable=SC2086
+    train rbt6_kd "$ta_config" --teacher_name_or_path "$teacher" --matches $ta_matches "$@"
+}
+train_student() {
+    if [ "$recipe" = rbt3 ]; then
+        shift
+        train rbt3 "$student_config" --tokenizer "$teacher" "$@"
+    else
+        # shellcheck disable=SC2086
+        train "$student" "$student_config" --tokenizer "$teacher" --matches $student_matches --teacher_name_or_path "$@"
+    fi
+}
 
+# Both stages are checked before the first begins; the second's teacher is known by its config alone.
+checking=yes
+case $recipe in
+h256 | h288)
+    train_assistant "$@"
+    train_student "$ta_config" "$@"
+    ;;
+*) train_student "$teacher" "$@" ;;
+esac
+
+checking=no
 case $recipe in
 h256 | h288)
     # shellcheck disable=SC2086
     first_layers rbt6_init $ta_layers
-    # shellcheck disable=SC2086
-    train rbt6_kd "$ta_config" --teacher_name_or_path "$teacher" --student_pretrained_weights "$saves/rbt6_init" --matches $ta_matches "$@"
-    student=minirbt_$recipe student_teacher=$saves/rbt6_kd/gs$train_steps
     ;;
-one-stage) student=minirbt_h256_one_stage student_teacher=$teacher ;;
-rbt4) student=rbt4_h312 student_teacher=$teacher ;;
-rbt3) student=rbt3 ;;
+rbt3) first_layers rbt3_init 0 1 2 ;;
 esac
-if [ "$recipe" = rbt3 ]; then
-    first_layers rbt3_init 0 1 2
-    train rbt3 "$student_config" --tokenizer "$teacher" --student_pretrained_weights "$saves/rbt3_init" "$@"
-else
-    # shellcheck disable=SC2086
-    train "$student" "$student_config" --teacher_name_or_path "$student_teacher" --matches $student_matches "$@"
-fi
+# The shards are made here, by one process, before several wait for them.
+run "$python" my_datasets.py --data_files_json "$json_files" --data_cache_dir "$data_cache_dir" --tokenizer "$teacher" \
+    --max_seq_length "$length" --preprocessing_num_workers "$workers"
+case $recipe in
+h256 | h288)
+    train_assistant --student_pretrained_weights "$saves/rbt6_init" "$@"
+    train_student "$saves/rbt6_kd/gs$train_steps" "$@"
+    ;;
+rbt3) train_student "" --student_pretrained_weights "$saves/rbt3_init" "$@" ;;
+*) train_student "$teacher" "$@" ;;
+esac
 echo "==== $saves/$student/gs$train_steps: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained"

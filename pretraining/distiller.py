@@ -18,8 +18,7 @@ from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from utils import UserError, whole_file
+from utils import UserError, progress_bar, whole_file
 
 
 class TrainedModules(nn.Module):
@@ -150,10 +149,10 @@ class Distiller(GeneralDistiller):
         self.core.student.train()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         accumulation = self.args.gradient_accumulation_steps
-        bar = tqdm(total=num_steps, initial=self.start_step, desc=Path(self.args.output_dir).name, unit="step", disable=tqdm_disable)
+        shown = {"total": num_steps, "initial": self.start_step, "desc": Path(self.args.output_dir).name, "unit": "step"}
         read_every = 1 if self.device.type == "cpu" else 10  # reading a loss makes the host wait for the device
         batches, self.clock = iter(dataloader), (time.perf_counter(), self.start_step)
-        with self.stopping_at_signals():
+        with self.stopping_at_signals(), progress_bar(**shown, disable=tqdm_disable) as bar:
             for step in range(self.start_step + 1, num_steps + 1):
                 micro_batches = [next(batches) for _ in range(accumulation)]
                 stop = self.agree(micro_batches)
@@ -188,7 +187,6 @@ class Distiller(GeneralDistiller):
                     if self.rank == 0:
                         print(f"stopped by {signal.Signals(stop).name} after step {step}; the checkpoint is written", file=sys.stderr)
                     sys.exit(128 + stop)
-        bar.close()
 
     def agree(self, micro_batches: list[dict]) -> int:
         """Gives the step's micro-batches one denominator over all processes, and all processes one answer whether to stop.

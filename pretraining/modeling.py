@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
-from utils import UserError, read_json, require_file
+from utils import UserError, first_line, read_json, require_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 DENSE_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "H800": 989e12, "L40": 181e12, "4090": 165e12}
@@ -83,16 +83,22 @@ def read_config(path: str | Path, what: str) -> BertConfig:
     if values.get("model_type", "bert") != "bert":
         raise UserError(f"{path}: {what} is of type {values['model_type']}, not bert")
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if not isinstance(values.get(key), int) or values[key] < 1:
+        if type(values.get(key)) is not int or values[key] < 1:
             raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
     if values["hidden_size"] % values["num_attention_heads"]:
         raise UserError(
             f"{path}: hidden_size {values['hidden_size']} is not divisible by num_attention_heads {values['num_attention_heads']}"
         )
     try:
-        return BertConfig(**values)
+        config = BertConfig(**values)
+        with torch.device("meta"):  # no weights: a check that the model can be built
+            BertForMaskedLM(config)
     except Exception as error:  # the library checks types with its own exceptions
-        raise UserError(f"{path}: {what} cannot be read as a BERT config ({error})") from None
+        raise UserError(f"{path}: no BERT model can be built from {what} ({type(error).__name__}: {error})") from None
+    for key in ("max_position_embeddings", "type_vocab_size"):
+        if getattr(config, key) < 1:
+            raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
+    return config
 
 
 def require_model_directory(directory: str | Path, what: str) -> BertConfig:
@@ -127,6 +133,7 @@ def build_student(config: BertConfig, weights: str | None, attentions: bool = Fa
     if weights is None:
         return model
     if Path(weights).is_dir():
+        require_model_directory(weights, "the student's first weights")
         state = load_masked_lm(weights, "the student's first weights").state_dict()
     else:
         state = read_state_dict(weights)
@@ -153,11 +160,12 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
 
     require_file(path, "a state dict")
     try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated, not a state dict, or a pickle that wants more than tensors
-        raise UserError(f"{path}: cannot be read as a state dict of tensors ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as a state dict of tensors ({first_line(error)})") from None
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise UserError(f"{path}: holds something else than a state dict, names with a tensor each")
+    return state
 
 
 def flops_per_sample(config: BertConfig, length: int, masked: int) -> float:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from utils import (
     file_facts,
     load_tokenizer,
     parse_one_line_errors,
+    progress_bar,
     read_data_json,
     read_json,
     read_line_blocks,
     require_file,
+    require_writable_place,
     run_script,
     tokenizer_sha256,
     whole_directory,
@@ -33,7 +36,13 @@ FORMAT = 1
 
 
 def load_shards(
-    files: list[TextAndRefs], data_cache_dir: str | Path, max_seq_length: int, tokenizer, num_workers: int = 1, progress: bool = True
+    files: list[TextAndRefs],
+    data_cache_dir: str | Path,
+    max_seq_length: int,
+    tokenizer,
+    num_workers: int = 1,
+    progress: bool = True,
+    descriptions: list[dict] | None = None,
 ):
     """Returns the rows of all files, in order, building the shards that are missing or out of date.
 
@@ -41,6 +50,7 @@ def load_shards(
         files: pairs from :func:`utils.read_data_json`.
         tokenizer: transformers.BertTokenizer.
         num_workers: threads that tokenise; rows and bytes are the same for any number.
+        descriptions: from :func:`describe_shards`, if that was called before.
 
     Returns:
         (dataset, fingerprint): a datasets.Dataset with the columns ``input_ids`` (list of the smallest unsigned integer that holds
@@ -50,26 +60,79 @@ def load_shards(
         UserError: a file is missing, the text and its reference file do not belong together, or there is no text at all.
     """
     os.environ.setdefault("RAYON_NUM_THREADS", str(num_workers))  # the tokenizer's thread pool, read at its first use
+    if descriptions is None:
+        descriptions = describe_shards(files, data_cache_dir, max_seq_length, tokenizer)
+
+    from datasets import concatenate_datasets  # takes a second to import; not before the checks above
+
+    shards = []
+    for file, description in zip(files, descriptions):
+        directory = Path(data_cache_dir) / file.text.stem
+        fingerprint, schema = _sha256_of(description), _schema(tokenizer)
+        is_whole = _is_current(directory, fingerprint) and _is_intact(directory, schema)
+        with _locked(directory):  # of several processes one builds, the others wait and read
+            if not _is_current(directory, fingerprint) or not (is_whole or _is_intact(directory, schema)):
+                _build(file, directory, description, fingerprint, max_seq_length, tokenizer, progress)
+            shards.append(_map(directory / "data.arrow"))  # once mapped, another's rebuild does not touch it
+    if not any(map(len, shards)):
+        raise _no_text(files)
+    return concatenate_datasets(shards).with_format("numpy"), data_fingerprint(descriptions)
+
+
+def describe_shards(files: list[TextAndRefs], data_cache_dir: str | Path, max_seq_length: int, tokenizer) -> list[dict]:
+    """All that decides the content of each file's shard; checks what can be checked without building one, and writes nothing.
+
+    Raises:
+        UserError: as :func:`load_shards`, but for references that do not fit their line.
+    """
     for file in files:
         require_file(file.refs, f"the reference file of {file.text}; make it with run_chinese_ref.py")
-    wanted = [_description(file, max_seq_length, tokenizer) for file in files]
+    descriptions = [_description(file, max_seq_length, tokenizer) for file in files]
+    for file, description in zip(files, descriptions):
+        directory = Path(data_cache_dir) / file.text.stem
+        if _is_current(directory, _sha256_of(description)):
+            continue
+        require_writable_place(data_cache_dir, "--data_cache_dir")
+        if directory.exists() and not (directory.is_dir() and set(os.listdir(directory)) <= {"data.arrow", "shard.json"}):
+            raise UserError(f"{directory}: is no shard, though that of {file.text} belongs here; choose another --data_cache_dir")
+        for path in file:
+            for _ in read_line_blocks(path):  # says now, not after hours of work, that line so-and-so is not valid
+                pass
+    if not any(line.strip() for file in files for lines in read_line_blocks(file.text) for line in lines):
+        raise _no_text(files)
+    return descriptions
 
-    from datasets import Dataset, concatenate_datasets  # takes a second to import; not before the checks above
+
+def data_fingerprint(descriptions: list[dict]) -> str:
+    """One hex string for all that :func:`describe_shards` says."""
+    return hashlib.sha256("".join(map(_sha256_of, descriptions)).encode()).hexdigest()
+
+
+def _sha256_of(description: dict) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _no_text(files: list[TextAndRefs]) -> UserError:
+    return UserError(f"{', '.join(str(file.text) for file in files)}: no text in them, so there is nothing to train on")
+
+
+@contextmanager
+def _locked(directory: Path):
+    """Holds the lock of a shard's directory; if the block fails, nothing is left of what the lock needed."""
     from filelock import FileLock
 
-    shards, fingerprints = [], []
-    for file, description in zip(files, wanted):
-        directory = Path(data_cache_dir) / file.text.stem
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        fingerprints.append(hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest())
-        with FileLock(directory.parent / f".{directory.name}.lock"):  # of several processes one builds, the others wait and read
-            if not _is_current(directory, fingerprints[-1]):
-                _build(file, directory, description, fingerprints[-1], max_seq_length, tokenizer, progress)
-            if read_json(directory / "shard.json", "the shard's description")["rows"]:  # once mapped, another's rebuild does not touch it
-                shards.append(Dataset.from_file(str(directory / "data.arrow")))
-    if not shards:
-        raise UserError(f"{', '.join(str(file.text) for file in files)}: no text in them, so there is nothing to train on")
-    return concatenate_datasets(shards).with_format("numpy"), hashlib.sha256("".join(fingerprints).encode()).hexdigest()
+    lock = directory.parent / f".{directory.name}.lock"
+    new_folders = [folder for folder in lock.parents if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        try:
+            yield
+        except BaseException:
+            lock.unlink(missing_ok=True)  # one who waits for it sees that it is gone and makes a new one
+            with suppress(OSError):  # another has begun to use them
+                for folder in new_folders:
+                    folder.rmdir()
+            raise
 
 
 def _description(file: TextAndRefs, max_seq_length: int, tokenizer) -> dict:
@@ -83,6 +146,7 @@ def _description(file: TextAndRefs, max_seq_length: int, tokenizer) -> dict:
     return {
         "format": FORMAT,
         "text": text.sha256,
+        "lines": text.lines,
         "refs": refs.sha256,
         "tokenizer": tokenizer_sha256(tokenizer),
         "max_seq_length": max_seq_length,
@@ -100,22 +164,55 @@ def _is_current(directory: Path, fingerprint: str) -> bool:
     return stored.get("fingerprint") == fingerprint and stored.get("bytes") == data.stat().st_size
 
 
-def _build(file: TextAndRefs, directory: Path, description: dict, fingerprint: str, max_seq_length: int, tokenizer, progress: bool) -> None:
+def _is_intact(directory: Path, schema) -> bool:
+    """Whether the rows of a current shard are, bit by bit, those that were written, and of no other kind."""
     import pyarrow as pa
-    from tqdm import tqdm
+
+    data = directory / "data.arrow"
+    if read_json(directory / "shard.json", "the shard's description").get("sha256") != file_facts(data).sha256:
+        return False
+    try:
+        with pa.OSFile(str(data)) as source:
+            return pa.ipc.open_stream(source).schema.equals(schema, check_metadata=True)
+    except pa.ArrowException:
+        return False
+
+
+def _map(data: Path):
+    """The rows of a shard as a datasets.Dataset, mapped into memory; a stranger's file cannot make them point outside it."""
+    import pyarrow as pa
+    from datasets import Dataset
+
+    try:
+        rows = Dataset.from_file(str(data))
+        rows.data.table.validate(full=True)
+    except pa.ArrowException as error:
+        raise UserError(f"{data}: cannot be read ({error}); remove {data.parent} and run again") from None
+    return rows
+
+
+def _schema(tokenizer):
+    import pyarrow as pa
 
     id_type = pa.from_numpy_dtype(np.min_scalar_type(len(tokenizer) - 1))
-    schema = pa.schema([("input_ids", pa.list_(id_type)), ("continues", pa.list_(pa.bool_()))])
+    return pa.schema([("input_ids", pa.list_(id_type)), ("continues", pa.list_(pa.bool_()))])
+
+
+def _build(file: TextAndRefs, directory: Path, description: dict, fingerprint: str, max_seq_length: int, tokenizer, progress: bool) -> None:
+    import pyarrow as pa
+
+    schema = _schema(tokenizer)
     content_length = max_seq_length - 2
     rows = tokens = 0
-    lines = file_facts(file.text).lines
     with whole_directory(directory) as partial:
         with (
             pa.OSFile(str(partial / "data.arrow"), "wb") as sink,
             pa.ipc.new_stream(sink, schema) as writer,
-            tqdm(total=lines, desc=f"shard {directory.name}", unit=" lines", unit_scale=True, disable=not progress) as bar,
+            progress_bar(
+                total=description["lines"], desc=f"shard {directory.name}", unit=" lines", unit_scale=True, disable=not progress
+            ) as bar,
         ):
-            ids, flags = np.empty(0, id_type.to_pandas_dtype()), np.empty(0, bool)
+            ids, flags = np.empty(0, schema.field("input_ids").type.value_type.to_pandas_dtype()), np.empty(0, bool)
             for block_ids, block_flags, block_lines in _token_blocks(file, tokenizer):
                 ids, flags = np.concatenate([ids, block_ids.astype(ids.dtype)]), np.concatenate([flags, block_flags])
                 full = len(ids) // content_length * content_length
@@ -127,8 +224,9 @@ def _build(file: TextAndRefs, directory: Path, description: dict, fingerprint: s
             if len(ids):
                 writer.write_batch(_record_batch(schema, ids, flags, content_length))
                 rows, tokens = rows + 1, tokens + len(ids)
-        size = (partial / "data.arrow").stat().st_size
-        stored = {"fingerprint": fingerprint, **description, "lines": lines, "rows": rows, "tokens": tokens, "bytes": size}
+        data = partial / "data.arrow"
+        written = {"rows": rows, "tokens": tokens, "bytes": data.stat().st_size, "sha256": file_facts(data).sha256}
+        stored = {"fingerprint": fingerprint, **description, **written}
         (partial / "shard.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
@@ -179,7 +277,7 @@ def _continuation_indices(file: TextAndRefs, ref_lines: list[str], lengths: np.n
     """
     try:
         refs = json.loads(f"[{','.join(ref_lines)}]")
-        bad = len(refs) != len(ref_lines)
+        bad = len(refs) != len(ref_lines) or any(line[:1] + line[-1:] != "[]" for line in map(str.strip, ref_lines))
     except (ValueError, RecursionError):  # ValueError: no JSON, or a number of thousands of digits
         bad = True
     if bad or not set(map(type, refs)) <= {list} or not set(map(type, chain.from_iterable(refs))) <= {int}:
@@ -290,9 +388,11 @@ def main() -> None:
 
     splits = read_data_json(args.data_files_json)
     tokenizer = load_tokenizer(args.tokenizer)
+    placed = (args.data_cache_dir, args.max_seq_length, tokenizer)
+    descriptions = {split: describe_shards(files, *placed) for split, files in splits.items() if files}  # all, before one is built
     for split, files in splits.items():
         if files:
-            dataset, fingerprint = load_shards(files, args.data_cache_dir, args.max_seq_length, tokenizer, args.preprocessing_num_workers)
+            dataset, fingerprint = load_shards(files, *placed, args.preprocessing_num_workers, descriptions=descriptions[split])
             print(
                 f"{split}: {len(dataset):,} samples of {args.max_seq_length} tokens from {len(files)} files, fingerprint {fingerprint[:12]}"
             )

@@ -11,7 +11,6 @@ made it: a file that is up to date is skipped, so a run that was stopped goes on
 import argparse
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -32,10 +31,12 @@ from utils import (
     file_facts,
     load_tokenizer,
     parse_one_line_errors,
+    progress_bar,
     read_data_json,
     read_json,
     read_line_blocks,
     require_file,
+    require_writable_place,
     run_script,
     tokenizer_sha256,
     whole_file,
@@ -44,7 +45,7 @@ from utils import (
 FORMAT = 1
 MAX_CHARACTERS = 510  # of one part of a line; LTP's neural models see 512 tokens with [CLS] and [SEP]
 MAX_TOKENS = 512
-BATCH_CHARACTERS = 1 << 17  # an encoded character takes some 200 bytes, so 25 MB a batch
+BATCH_CHARACTERS = 1 << 17  # an encoded character takes some 600 bytes, so 80 MB a batch
 
 # The CJK ideographs, as BERT's own tokenizer counts them.
 CHINESE_RANGES = (
@@ -87,7 +88,7 @@ Segment = Callable[[list[str]], Iterable[tuple[int, list[str]]]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes the whole-word reference files of all text files, with LTP.")
+    parser = argparse.ArgumentParser(description="Writes the whole-word reference files of all text files, with LTP.", allow_abbrev=False)
     parser.add_argument("--data_files_json", default="./jsons/data.json", help="the text files, train and dev, and their reference files")
     parser.add_argument("--ltp", default="./pretrained_model_path/ltp", help="directory of a legacy or neural LTP model")
     parser.add_argument("--bert", default="./pretrained_model_path/RoBERTa", help="directory of the BERT model, for its vocab.txt")
@@ -135,17 +136,16 @@ def check_outputs(files: list[TextAndRefs], overwrite: bool) -> None:
             raise UserError(f"{refs}: a reference file is to be written here, but this name or {sidecar.name} is a directory")
         if refs.exists() and not sidecar.exists() and not overwrite:
             raise UserError(f"{refs}: was not made by this script (no {sidecar.name} beside it); move it away or give --overwrite")
-        folder = refs.parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"{refs}: cannot be written, {folder} is no directory that you may write to; choose another place")
+        require_writable_place(refs.parent, f"{refs}:")
 
 
 def is_current(refs: Path, inputs: dict) -> bool:
     if not (refs.is_file() and sidecar_of(refs).is_file()):
         return False
-    return read_json(sidecar_of(refs), "the note beside a reference file") == {**inputs, "refs_sha256": file_facts(refs).sha256}
+    return read_json(sidecar_of(refs), "the note beside a reference file (--overwrite makes both again)") == {
+        **inputs,
+        "refs_sha256": file_facts(refs).sha256,
+    }
 
 
 def write_references(file: TextAndRefs, inputs: dict, segment: Segment, find_references: "ReferenceFinder") -> None:
@@ -153,7 +153,7 @@ def write_references(file: TextAndRefs, inputs: dict, segment: Segment, find_ref
     begin, digest = time.perf_counter(), hashlib.sha256()
     with (
         whole_file(file.refs, "wb") as output,
-        tqdm(total=inputs["lines"], desc=file.text.name, unit=" lines", unit_scale=True) as bar,
+        progress_bar(total=inputs["lines"], desc=file.text.name, unit=" lines", unit_scale=True) as bar,
     ):
         for lines in chain.from_iterable(map(batches_of_lines, read_line_blocks(file.text))):
             target = bar.n + len(lines)
@@ -328,10 +328,13 @@ def read_ltp_directory(path: str | Path) -> LtpDirectory:
     config = read_json(config_file, "the config.json of an LTP model")
     if config.get("nerual") is True:  # LTP's spelling
         model = config.get("model")
-        if not isinstance(model, dict) or "cws" not in (model.get("heads") or {}):
+        heads = model.get("heads") if isinstance(model, dict) else None
+        if not isinstance(heads, dict) or "cws" not in heads:
             raise UserError(f'{config_file}: its model has no head "cws", so it does not segment words; give another LTP directory')
         refuse_foreign_code(config, config_file)
         files = [require_file(path / "pytorch_model.bin", "the weights of the LTP model")]
+        if not (path / "tokenizer.json").is_file():
+            require_file(path / "vocab.txt", "the vocabulary of the LTP model")  # without one all characters would be unknown, silently
         files += [path / name for name in LTP_TOKENIZER_FILES if (path / name).is_file()]
     elif config.get("nerual") is False:
         tasks = config.get("tasks")
@@ -388,6 +391,9 @@ def load_neural(ltp: LtpDirectory) -> Segment:
         model.tokenizer = AutoTokenizer.from_pretrained(
             str(ltp.path), config=model.model.backbone.config, trust_remote_code=False, local_files_only=True
         )
+        vocabulary = model.model.backbone.config.vocab_size
+        if len(model.tokenizer) > vocabulary:
+            raise ValueError(f"its tokenizer has {len(model.tokenizer)} tokens, its config.json {vocabulary}")
         misfit = model.model.load_state_dict(weights, strict=False)
     except Exception as error:
         raise UserError(f"{ltp.path}: LTP cannot load this model ({type(error).__name__}: {str(error)[:300]})") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 import config
 import numpy as np
 from tqdm import tqdm
-from utils import UserError, load_tokenizer, read_data_json, require_file, run_script, whole_file
+from utils import UserError, load_tokenizer, read_data_json, require_file, require_writable_place, run_script, whole_file
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     from masking import WholeWordMasker
     from matches import get_matches
     from modeling import build_student, load_masked_lm, read_config, require_model_directory
-    from my_datasets import TrainingBatches, load_shards
+    from my_datasets import TrainingBatches, data_fingerprint, describe_shards, load_shards
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -46,32 +46,47 @@ def main() -> None:
     student_config = read_config(args.student_config, "the student's config")
     teacher_config, intermediate_matches = None, []
     if args.teacher_name_or_path:
-        teacher_config = require_model_directory(args.teacher_name_or_path, "the teacher")
+        read_teacher = read_config if args.check_only and Path(args.teacher_name_or_path).is_file() else require_model_directory
+        teacher_config = read_teacher(args.teacher_name_or_path, "the teacher")
         intermediate_matches = get_matches(args.matches, student_config, teacher_config)
     check_models(args, tokenizer, student_config, teacher_config, intermediate_matches)
     cuda = torch.cuda.is_available() and not args.no_cuda
     if args.fp16 and not cuda:
         raise UserError("--fp16 needs a CUDA device; on the CPU use --bf16 or float32")
     output_dir = Path(args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir}: is a file, not a directory")
+    require_writable_place(output_dir, "--output_dir")
+    if args.check_only:
+        return
     resumed_from = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if args.do_train and not args.resume_from_checkpoint and (checkpoints(output_dir) or (output_dir / "arguments.json").exists()):
+    if not (args.do_train or resumed_from or args.student_pretrained_weights):
+        raise UserError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: {output_dir} has no checkpoint that --do_eval could take")
+    goes_on = args.resume_from_checkpoint == "latest" or (resumed_from and resumed_from.resolve().parent == output_dir.resolve())
+    if args.do_train and not goes_on and (checkpoints(output_dir) or (output_dir / "arguments.json").exists()):
         raise UserError(
             f"--output_dir {output_dir}: already holds a run; go on with --resume_from_checkpoint latest or choose another directory"
         )
 
-    # ---- data
-    cached = (args.data_cache_dir, args.max_seq_length, tokenizer, args.preprocessing_num_workers, rank == 0)
-    train_dataset, data_fingerprint = load_shards(splits["train"], *cached) if args.do_train else (None, None)
-    dev_dataset, _ = load_shards(splits["dev"], *cached) if args.do_eval else (None, None)
+    placed = (args.data_cache_dir, args.max_seq_length, tokenizer)
+    train_shards = describe_shards(splits["train"], *placed) if args.do_train else None
+    dev_shards = describe_shards(splits["dev"], *placed) if args.do_eval else None
 
     # ---- is it the same run?
-    identity = run_identity(args, processes, student_config, tokenizer, data_fingerprint) if args.do_train else None
+    identity = run_identity(args, processes, student_config, tokenizer, data_fingerprint(train_shards)) if args.do_train else None
     state = load_state(resumed_from) if resumed_from and args.do_train else None
     if state:
         check_identity(resumed_from, state["identity"], identity, args.ignore_data_fingerprint)
     steps_done = state["step"] if state else 0
+
+    # ---- models; before the shards, which may take hours: their weights may not fit
+    torch.manual_seed(args.random_seed)
+    attentions = any(match["feature"] == "attention" for match in intermediate_matches)
+    student = build_student(student_config, str(resumed_from) if resumed_from else args.student_pretrained_weights, attentions)
+    teacher = load_masked_lm(args.teacher_name_or_path, "the teacher", attentions) if teacher_config else None
+
+    # ---- data
+    building = (*placed, args.preprocessing_num_workers, rank == 0)
+    train_dataset = load_shards(splits["train"], *building, train_shards)[0] if args.do_train else None
+    dev_dataset = load_shards(splits["dev"], *building, dev_shards)[0] if args.do_eval else None
 
     # ---- processes and devices
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -80,17 +95,16 @@ def main() -> None:
     if processes > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
-    # ---- models
-    torch.manual_seed(args.random_seed)
-    attentions = any(match["feature"] == "attention" for match in intermediate_matches)
-    student = build_student(student_config, str(resumed_from) if resumed_from else args.student_pretrained_weights, attentions).to(device)
-    teacher = load_masked_lm(args.teacher_name_or_path, "the teacher", attentions).to(device) if teacher_config else None
+    student.to(device)
+    if teacher:
+        teacher.to(device)
     if rank == 0:
         arguments = args.dump()
         print(arguments, end="")
         print(f"student: {student.num_parameters():,} parameters; device: {device}; processes: {processes}")
-        with whole_file(output_dir / "arguments.json") as file:
-            file.write(arguments)
+        if args.do_train:
+            with whole_file(output_dir / "arguments.json") as file:
+                file.write(arguments)
 
     # ---- training
     masker = WholeWordMasker(tokenizer, args.max_seq_length, args.mlm_probability, args.random_seed)
@@ -133,10 +147,14 @@ def main() -> None:
             raise UserError(
                 f"out of GPU memory with {batches.micro_batch_size} samples a forward; raise --gradient_accumulation_steps and resume"
             ) from None
+        if cuda and rank == 0:
+            print(f"peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
 
     # ---- evaluation
     if args.do_eval:
-        models = {"student": student, **({"teacher": teacher.float()} if teacher else {})}
+        if teacher and (args.bf16 or args.fp16):  # training has rounded its weights
+            teacher = load_masked_lm(args.teacher_name_or_path, "the teacher").to(device)
+        models = {"student": student, **({"teacher": teacher} if teacher else {})}
         fixed = WholeWordMasker(tokenizer, args.max_seq_length, args.mlm_probability, seed=0)
         size = args.train_batch_size // args.gradient_accumulation_steps
         results = evaluate(models, dev_dataset, fixed, size, device, rank, processes)
@@ -192,6 +210,8 @@ def evaluate(models: dict, dataset, masker, batch_size: int, device, rank: int, 
     for total in sums.values():
         if processes > 1:
             dist.all_reduce(total)
+        if not total[2]:
+            raise UserError("the dev files are so short that no word of theirs may be masked: give --do_eval more text")
     return {
         name: {"loss": loss / tokens, "accuracy": hits / tokens, "masked_tokens": int(tokens)}
         for name, (loss, hits, tokens) in ((name, total.tolist()) for name, total in sums.items())

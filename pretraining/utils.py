@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 MAX_LINE_BYTES = 16 << 20
 BLOCK_BYTES = 1 << 22
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -18,6 +20,11 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong, where, and what to do."""
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, without the advice that some put below it."""
+    return f"{error}\n".splitlines()[0] or type(error).__name__
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -45,7 +52,29 @@ def parse_one_line_errors(parser, argv: list[str] | None = None):
     return parser.parse_args(argv)
 
 
+@contextmanager
+def progress_bar(**settings):
+    """A tqdm bar that goes away when its block fails, so that the error stands alone on its line."""
+    with tqdm(**settings) as bar:
+        try:
+            yield bar
+        except BaseException:
+            bar.leave = False
+            raise
+
+
 # ---------------------------------------------------------------- lines
+
+
+@contextmanager
+def opened(path: str | Path):
+    """Opens a file to read its bytes; a failed read names the file, as a failed open does."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read_line_blocks(path: str | Path, allow_bom: bool = False) -> Iterator[list[str]]:
@@ -58,7 +87,7 @@ def read_line_blocks(path: str | Path, allow_bom: bool = False) -> Iterator[list
             with the line's number.
     """
     number, rest = 1, b""
-    with open(path, "rb") as file:
+    with opened(path) as file:
         while block := file.read(BLOCK_BYTES):
             if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
                 if not allow_bom:
@@ -101,7 +130,7 @@ class FileFacts(NamedTuple):
 def file_facts(path: str | Path) -> FileFacts:
     """Hashes a file and counts its lines in one pass, in constant memory."""
     digest, lines, last = hashlib.sha256(), 0, b"\n"
-    with open(path, "rb") as file:
+    with opened(path) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
             lines += block.count(b"\n")
@@ -126,13 +155,16 @@ def require_file(path: str | Path, what: str) -> Path:
 
 def read_json(path: str | Path, what: str) -> dict:
     """Reads a JSON object; an error names the file and the line."""
-    text = require_file(path, what).read_bytes()
+    with opened(require_file(path, what)) as file:
+        text = file.read()
     try:
         value = json.loads(text.decode("utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: {what} is not valid UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: {what} is not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets in one another
+        raise UserError(f"{path}: {what} is not valid JSON that could be read") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: {what} must be a JSON object")
     return value
@@ -184,6 +216,15 @@ def read_data_json(path: str | Path) -> dict[str, list[TextAndRefs]]:
     return splits
 
 
+def require_writable_place(path: str | Path, what: str) -> None:
+    """Checks that a directory can be made at ``path``, or is there and can be written to."""
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place")
+
+
 def load_tokenizer(directory: str | Path):
     """Loads the BERT tokenizer of a model directory (``vocab.txt``), after checks that the library does not make.
 
@@ -194,7 +235,9 @@ def load_tokenizer(directory: str | Path):
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected a BERT model directory with vocab.txt)")
     vocabulary = require_file(directory / "vocab.txt", "the BERT vocabulary, one token a line")
-    if b"\r" in vocabulary.read_bytes():
+    with opened(vocabulary) as file:
+        has_returns = b"\r" in file.read()
+    if has_returns:
         raise UserError(f"{vocabulary}: has carriage returns, which would become part of the tokens; save it with \\n line ends")
     tokens = [line for block in read_line_blocks(vocabulary) for line in block]
     for token in SPECIAL_TOKENS:
@@ -205,11 +248,14 @@ def load_tokenizer(directory: str | Path):
         raise UserError(f"{vocabulary}:{len(tokens) - tokens[::-1].index(twice)}: {twice!r} stands there twice")
     from transformers import BertTokenizer  # takes seconds to import; not before the checks above
 
-    tokenizer = BertTokenizer.from_pretrained(str(directory))
+    try:
+        tokenizer = BertTokenizer.from_pretrained(str(directory))
+    except Exception as error:  # the library raises a different exception for each way in which these files can be wrong
+        raise UserError(f"{directory}: its tokenizer.json or tokenizer_config.json cannot be read ({error}); remove them") from None
     tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json keeps those of the program that wrote it
     tokenizer.backend_tokenizer.no_padding()
-    if len(tokenizer) != len(tokens):
-        raise UserError(f"{directory}: vocab.txt has {len(tokens)} tokens, tokenizer.json {len(tokenizer)}; remove the wrong file")
+    if tokenizer.get_vocab() != {token.rstrip(): number for number, token in enumerate(tokens)}:  # as BERT has it, with U+2028 for one
+        raise UserError(f"{directory}: vocab.txt and tokenizer.json hold different tokens; remove the wrong file")
     return tokenizer
 
 

@@ -515,7 +515,7 @@ def test_distilling_from_a_fine_tuned_teacher(world, undisturbed, tmp_path, monk
     with pytest.raises(UserError, match="2 teacher layers cannot be spaced evenly over 4"):
         run_main(monkeypatch, *given)
 
-    given = arguments(world, task, tmp_path / "out", *teacher, "--matches", "L2h16_L2h16_hidden_mse")
+    given = arguments(world, task, tmp_path / "out", *teacher, "--matches", "L2h16_L2h16_hidden_mse", "--bf16")
     run_main(monkeypatch, *given)
     losses = [entry["loss"] for entry in before[0].state.log_history if "loss" in entry]
     assert len(losses) == 3 and losses[-1] < losses[0]

@@ -56,24 +56,6 @@ def batches(corpus, tmp_path_factory) -> dict[str, dict]:
     return found
 
 
-def full_batch(batch: dict) -> dict:
-    """The batch as stock TextBrewer and BertForMaskedLM want it: labels (batch, length), -100 where nothing is masked."""
-    labels = torch.full_like(batch["input_ids"], -100)
-    rows, places = torch.nonzero(batch["labels"] >= 0, as_tuple=True)
-    labels[rows, batch["masked_positions"][rows, places]] = batch["labels"][rows, places]
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-    return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
-
-
-def stock_adaptor(batch: dict, outputs) -> dict:
-    return {
-        "logits": outputs.logits,
-        "logits_mask": batch["labels"] >= 0,
-        "hidden": outputs.hidden_states,
-        "attention": outputs.attentions,
-    }
-
-
 def both_distillers(student, teacher, intermediate_matches: list[dict], output_dir) -> tuple[GeneralDistiller, Distiller]:
     """Stock and own distiller with copies of the same student and the same projections."""
     stock = GeneralDistiller(
@@ -81,8 +63,8 @@ def both_distillers(student, teacher, intermediate_matches: list[dict], output_d
         DistillationConfig(temperature=8, intermediate_matches=copy.deepcopy(intermediate_matches)),
         teacher,
         copy.deepcopy(student),
-        stock_adaptor,
-        stock_adaptor,
+        tiny.stock_adaptor,
+        tiny.stock_adaptor,
     )
     args = TrainingArguments(student_config="", output_dir=str(output_dir), teacher_name_or_path="", temperature=8)
     own = Distiller(args, copy.deepcopy(student), teacher, copy.deepcopy(intermediate_matches), CPU)
@@ -119,7 +101,7 @@ def test_loss_and_gradients_equal_stock_textbrewer(name, rows, batches, corpus, 
     student = tiny.model(tiny.config(vocabulary, 2, hidden, 4), seed=2, attentions=attentions)
     stock, own = both_distillers(student, teacher, intermediate_matches, tmp_path)
     outputs = {"output_hidden_states": True, "output_attentions": attentions}
-    expected, expected_terms = stock.train_on_batch(full_batch(batches[rows]), outputs)
+    expected, expected_terms = stock.train_on_batch(tiny.full_batch(batches[rows]), outputs)
     expected.backward()
 
     batch = dict(batches[rows])
@@ -144,7 +126,7 @@ def test_without_a_teacher_the_loss_is_masked_lm(rows, batches, corpus, tmp_path
     own.agree([batch])
     loss, terms = own.train_on_batch(batch, {})
     loss.backward()
-    expected = student(**full_batch(batches[rows])).loss
+    expected = student(**tiny.full_batch(batches[rows])).loss
     expected.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -159,7 +141,7 @@ def test_a_row_without_masked_tokens_adds_nothing(batches, corpus, tmp_path):
     student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 2), seed=2)
     own = Distiller(TrainingArguments(student_config="", output_dir=str(tmp_path)), copy.deepcopy(student), None, [], CPU)
     own.agree([batch])
-    assert own.train_on_batch(batch, {})[0].item() == pytest.approx(student(**full_batch(batch)).loss.item(), rel=1e-5)
+    assert own.train_on_batch(batch, {})[0].item() == pytest.approx(student(**tiny.full_batch(batch)).loss.item(), rel=1e-5)
 
     batch["labels"][:] = -100
     own.agree([batch])

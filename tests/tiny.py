@@ -189,3 +189,21 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def masked_tokens(batch: dict) -> np.ndarray:
     """How many tokens each row has masked."""
     return (batch["labels"] >= 0).sum(-1).numpy()
+
+
+def full_batch(batch: dict) -> dict:
+    """The batch as stock TextBrewer and BertForMaskedLM want it: labels (batch, length), -100 where nothing is masked."""
+    labels = torch.full_like(batch["input_ids"], -100)
+    rows, places = torch.nonzero(batch["labels"] >= 0, as_tuple=True)
+    labels[rows, batch["masked_positions"][rows, places]] = batch["labels"][rows, places]
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    return {"input_ids": batch["input_ids"], "attention_mask": mask, "labels": labels}
+
+
+def stock_adaptor(batch: dict, outputs) -> dict:
+    return {
+        "logits": outputs.logits,
+        "logits_mask": batch["labels"] >= 0,
+        "hidden": outputs.hidden_states,
+        "attention": outputs.attentions,
+    }

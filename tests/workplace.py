@@ -47,6 +47,28 @@ ARGUMENTS = {
     "scripts/train_segmenter.py": {"train": "segmented.txt", "dev": "segmented_dev.txt", "output_dir": "new_ltp"},
 }
 
+# distill.sh on the directory's models, as its variables set it: 4 layers of size 32 -> 2 of 32 -> 2 of 16.
+RECIPE = {
+    "teacher": "./teacher",
+    "json_files": "./data.json",
+    "data_cache_dir": "./shards",
+    "saves": "./saves",
+    "ngpu": "1",
+    "train_steps": "4",
+    "save_steps": "2",
+    "global_batch": "4",
+    "forward_batch": "2",
+    "length": str(LENGTH),
+    "precision": "fp32",
+    "workers": "1",
+    "python": sys.executable,
+    "ta_config": "./assistant.json",
+    "ta_layers": "0 2",
+    "ta_matches": "L2h32_L4h32_hidden_mse",
+    "student_config": "./student.json",
+    "student_matches": "L2h16_L2h32_hidden_mse",
+}
+
 
 def build(directory: Path) -> None:
     """Writes the directory; every path in it is relative, so a copy works as well."""
@@ -56,6 +78,7 @@ def build(directory: Path) -> None:
         tiny.write_text(directory / f"{name}.txt", tiny.paragraphs(6, seed), tokenizer)
     write_data_json(directory, ["a.txt", "b.txt"], ["dev.txt"])
     (directory / "student.json").write_text(json.dumps(tiny.config(len(tokenizer), 2, 16, 2)))
+    (directory / "assistant.json").write_text(json.dumps(tiny.config(len(tokenizer), 2, 32, 4)))
     tiny.model(tiny.config(len(tokenizer), 4, 32, 4), seed=3).save_pretrained(str(directory / "teacher"))
     tiny.write_vocabulary(directory / "teacher")
     segmented = [" ".join(tiny.WORDS[first::3]) for first in range(len(tiny.WORDS))]

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tqdm import tqdm
-from utils import UserError, parse_one_line_errors, require_file, run_script, whole_file
+from utils import UserError, parse_one_line_errors, progress_bar, require_file, run_script, whole_file
 
 CONFIGS = Path(__file__).resolve().parents[1] / "distill_configs"
 STUDENTS = {
@@ -167,7 +166,7 @@ def markdown_table(rows: list[list[str]]) -> str:
 def time_in_turn(runners: dict[str, Callable[[], object]], rounds: int, description: str) -> dict[str, float]:
     """Seconds a call of each runner: median over ``rounds`` of turns, one runner after the other, after a warm-up turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
-    with tqdm(total=(rounds + 1) * len(runners), desc=description, unit="turn") as bar:
+    with progress_bar(total=(rounds + 1) * len(runners), desc=description, unit="turn") as bar:
         for turn in range(rounds + 1):
             for name, run in runners.items():
                 value = seconds_a_call(run)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from compare_models import markdown_table, time_in_turn
-from utils import UserError, load_tokenizer, parse_one_line_errors, run_script, save_tokenizer, whole_directory
+from utils import UserError, first_line, load_tokenizer, parse_one_line_errors, run_script, save_tokenizer, whole_directory
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
@@ -79,7 +79,9 @@ def main() -> None:
     print(f"{type(model).__name__}: {', '.join(INPUTS)} -> {', '.join(outputs)}\n")
     print(markdown_table(rows))
     print(f"\nDifference: from PyTorch's {', '.join(outputs)} on {len(SENTENCES)} sentences and their pairs, padded to several lengths.")
-    print(f"Time: median of {ROUNDS} rounds in turn, one text of {timed_length(model)} tokens.")
+    print(
+        f"Time: median of {ROUNDS} rounds in turn, one text of {timed_length(model)} tokens; other work on the machine distorts it, two cores above all."
+    )
     print(f"\nwritten: {output_dir}")
 
 
@@ -118,7 +120,7 @@ def load_model(directory: Path):
             str(directory), output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
         )
     except Exception as error:  # unreadable, truncated or unsafe weights: the library raises a different exception for each
-        raise UserError(f"{directory}: the weights cannot be loaded ({error})") from None
+        raise UserError(f"{directory}: the weights cannot be loaded ({first_line(error)})") from None
     missing = sorted(info["missing_keys"])
     if architecture in ENCODERS and any(name.startswith("pooler.") for name in missing):
         model.pooler = None  # masked-LM training has none, and random numbers are no use
@@ -175,9 +177,12 @@ def quantise(source: Path, target: Path) -> None:
 
     ``reduce_range`` takes 7 of the 8 bits: CPUs without VNNI would otherwise overflow 16-bit sums, which no error tells of.
     """
+    import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    quantize_dynamic(str(source), str(target), per_channel=True, reduce_range=True)
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # noted shapes, which onnxruntime 1.23 holds against the weights it transposes
+    quantize_dynamic(model, str(target), per_channel=True, reduce_range=True)
 
 
 # ---------------------------------------------------------------- checked and timed

@@ -8,12 +8,25 @@ The result is a model directory for train.py's --student_pretrained_weights.
 
 import argparse
 import copy
+import json
 import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import UserError, load_tokenizer, parse_one_line_errors, run_script, save_tokenizer, whole_directory
+from utils import (
+    UserError,
+    load_tokenizer,
+    parse_one_line_errors,
+    read_json,
+    require_writable_place,
+    run_script,
+    save_tokenizer,
+    tokenizer_sha256,
+    whole_directory,
+)
+
+MADE_FROM = "made_from.json"
 
 
 def main() -> None:
@@ -23,18 +36,30 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2, 4, 7, 9, 11], help="which of the teacher's layers, counted from 0")
     args = parse_one_line_errors(parser)
 
+    target = Path(args.dump_checkpoint)
+    require_writable_place(target, "--dump_checkpoint")
+    if target.exists() and any(target.iterdir()) and not (target / MADE_FROM).is_file():
+        raise UserError(f"--dump_checkpoint {target}: was not made by this script (no {MADE_FROM} in it); name a new directory")
     tokenizer = load_tokenizer(args.model_name_or_path)
+    from checkpoint import weights_sha256
     from modeling import load_masked_lm, require_model_directory
 
     config = require_model_directory(args.model_name_or_path, "the teacher")
     for layer in args.layers:
         if not 0 <= layer < config.num_hidden_layers:
             raise UserError(f"--layers {layer}: {args.model_name_or_path} has the layers 0 to {config.num_hidden_layers - 1}")
+    made_from = {"teacher": weights_sha256(args.model_name_or_path), "tokenizer": tokenizer_sha256(tokenizer), "layers": args.layers}
+    noted = read_json(target / MADE_FROM, "the note of what made it") if target.exists() and any(target.iterdir()) else {}
+    if noted == {**made_from, "result": weights_sha256(target)}:
+        print(f"{target}: up to date")
+        return
     teacher = load_masked_lm(args.model_name_or_path, "the teacher")
     student = keep_layers(teacher, args.layers)
-    with whole_directory(args.dump_checkpoint) as partial:
+    with whole_directory(target) as partial:
         student.save_pretrained(str(partial))
         save_tokenizer(tokenizer, partial)
+        noted = {**made_from, "result": weights_sha256(partial)}
+        (partial / MADE_FROM).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
     print(f"{args.dump_checkpoint}: layers {args.layers} of {args.model_name_or_path}, {student.num_parameters():,} parameters")
 
 

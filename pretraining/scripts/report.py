@@ -82,7 +82,7 @@ def main() -> None:
     for device in batch_sizes:  # the CPU first: evaluation and fills then run on the last one
         models = {name: model.to(device) for name, model in models.items()}
         encoders = {name: model.bert for name, model in models.items()}
-        seconds[device] = time_encoders(encoders, device, batch_sizes[device], args.max_seq_length, ROUNDS)
+        seconds[device, args.max_seq_length] = time_encoders(encoders, device, batch_sizes[device], args.max_seq_length, ROUNDS)
     masker = WholeWordMasker(tokenizer, args.max_seq_length, MLM_PROBABILITY, seed=0)  # the masks of train.py --do_eval
     quality = evaluate(models, dataset, masker, EVAL_BATCH_SIZE, device, rank=0, processes=1)
     results = f"{model_table(models, quality, seconds)}\n\n{how_evaluated(dev_files, quality)} {how_measured(ROUNDS, batch_sizes)}"
@@ -117,10 +117,10 @@ def check_vocabularies(directories: dict[str, Path]):
 # ---------------------------------------------------------------- tables
 
 
-def model_table(models: dict, quality: dict[str, dict], seconds: dict[str, dict[str, float]]) -> str:
-    """One row a model (name to BertForMaskedLM): shape, parameters, masked-LM loss and accuracy, speed-up on each device."""
+def model_table(models: dict, quality: dict[str, dict], seconds: dict[tuple[str, int], dict[str, float]]) -> str:
+    """One row a model (name to BertForMaskedLM): shape, parameters, masked-LM loss and accuracy, speed-up for each (device, length)."""
     header = ["Model", "Layers", "Hidden", "Heads", "Parameters", "Without embeddings", "Masked-LM loss", "Accuracy"]
-    rows = [header + [f"Speed-up, {device.upper()}" for device in seconds]]
+    rows = [header + [f"Speed-up, {device.upper()}, {length} tokens" for device, length in seconds]]
     first = next(iter(models.values())).config
     for name, model in models.items():
         config = model.config
@@ -203,19 +203,20 @@ def training_figure(name: str, scalars: dict[str, tuple[list[int], list[float]]]
     matches = {tag: found for tag in scalars if (found := re.fullmatch(r"(?:hidden|attention)_(.+)_([\d-]+)_([\d-]+)", tag))}
     figure = Figure(figsize=(13, 8) if matches else (14, 4.2), layout="constrained")
     panels = list(figure.subplots(*((2, 2) if matches else (1, 3))).T.flat)  # .T: the long legend goes to the right edge
-    figure.suptitle(f"Training of {name}")
+    window = max(1, len(scalars["total_loss"][0]) // 40)
+    figure.suptitle(f"Training of {name} (losses: faint the single steps, strong their mean over {window})")
 
-    panels[0].plot(*scalars["total_loss"], color="C3", linewidth=1)
+    plot_smoothed(panels[0], *scalars["total_loss"], window, color="C3")
     panels[0].set(title="Total loss", ylabel="loss")
     for tag in scalars:
         if tag.endswith("_loss") and tag != "total_loss":
-            panels[1].plot(*scalars[tag], label=tag, linewidth=1)
+            plot_smoothed(panels[1], *scalars[tag], window, label=tag)
     panels[1].set(title="Loss on the predictions", ylabel="cross-entropy (nats), unweighted")
     panels[1].legend(frameon=False)
     if matches:
         for index, (tag, found) in enumerate(matches.items()):
             color = colormaps["viridis"](0.9 * index / max(1, len(matches) - 1))
-            panels[2].plot(*scalars[tag], label=f"{found[1]} {found[2]} ← {found[3]}", color=color, linewidth=1)
+            plot_smoothed(panels[2], *scalars[tag], window, label=f"{found[1]} {found[2]} ← {found[3]}", color=color)
         panels[2].set(title="Loss on the matched layers", ylabel="loss, unweighted (log scale)", yscale="log")
         panels[2].legend(fontsize=8, title="student layer ← teacher layer", title_fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
     panels[-1].plot(*scalars["learning_rate"], color="C2")
@@ -226,6 +227,16 @@ def training_figure(name: str, scalars: dict[str, tuple[list[int], list[float]]]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     return figure
+
+
+def plot_smoothed(axes, steps: list[int], values: list[float], window: int, label: str | None = None, color=None) -> None:
+    """Draws every value faintly, and over them the mean of each ``window`` neighbours."""
+    import numpy as np
+
+    means = np.convolve(values, np.full(window, 1 / window), "valid")
+    first = window // 2
+    (line,) = axes.plot(steps[first : first + len(means)], means, label=label, color=color, linewidth=1.2)
+    axes.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
 
 
 if __name__ == "__main__":
