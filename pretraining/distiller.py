@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from cpu import ATTENTION, onednn_is_exact, onednn_products
 from modeling import DENSE_BF16_PEAK, adaptor, flops_per_sample, kd_ce_loss, masked_lm_adaptor, masked_lm_outputs
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import nn
@@ -66,6 +67,13 @@ class Distiller(GeneralDistiller):
             teacher.eval().requires_grad_(False)
             if self.half:
                 teacher.to(self.half)
+        self.float32_products = nullcontext
+        if device.type == "cpu":
+            if not self.half and onednn_is_exact():
+                self.float32_products = onednn_products
+            for model in (student, teacher):
+                if model is not None and model.config._attn_implementation == "sdpa" and not args.compile:
+                    model.set_attn_implementation(ATTENTION)
         self.wanted = {
             (who, match["feature"]): {
                 layer for m in intermediate_matches if m["feature"] == match["feature"] for layer in np.atleast_1d(m[key])
@@ -104,7 +112,8 @@ class Distiller(GeneralDistiller):
 
     def train_on_batch(self, batch: dict, args: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        return self.trained(batch)
+        with self.float32_products():
+            return self.trained(batch)
 
     # ---------------------------------------------------------------- the loop
 
@@ -160,7 +169,7 @@ class Distiller(GeneralDistiller):
                 sums = 0
                 for index, batch in enumerate(micro_batches):
                     last = index == accumulation - 1
-                    with nullcontext() if last or self.processes == 1 else self.trained.no_sync():
+                    with nullcontext() if last or self.processes == 1 else self.trained.no_sync(), self.float32_products():
                         loss, terms = self.train_on_batch(batch, args)
                         self.scaler.scale(loss / accumulation).backward()
                     sums = sums + torch.stack([loss.detach(), *(term.detach() for term in terms.values())])

@@ -93,7 +93,7 @@ def describe_shards(files: list[TextAndRefs], data_cache_dir: str | Path, max_se
         if _is_current(directory, _sha256_of(description)):
             continue
         require_writable_place(data_cache_dir, "--data_cache_dir")
-        if directory.exists() and not (directory.is_dir() and set(os.listdir(directory)) <= {"data.arrow", "shard.json"}):
+        if _is_someone_elses(directory):
             raise UserError(f"{directory}: is no shard, though that of {file.text} belongs here; choose another --data_cache_dir")
         for path in file:
             for _ in read_line_blocks(path):  # says now, not after hours of work, that line so-and-so is not valid
@@ -153,15 +153,21 @@ def _description(file: TextAndRefs, max_seq_length: int, tokenizer) -> dict:
     }
 
 
-def _is_current(directory: Path, fingerprint: str) -> bool:
-    description, data = directory / "shard.json", directory / "data.arrow"
-    if not (description.is_file() and data.is_file()):
-        return False
+def _is_someone_elses(directory: Path) -> bool:
     try:
-        stored = read_json(description, "the shard's description")
-    except UserError:
+        return not set(os.listdir(directory)) <= {"data.arrow", "shard.json"}
+    except FileNotFoundError:
         return False
-    return stored.get("fingerprint") == fingerprint and stored.get("bytes") == data.stat().st_size
+    except NotADirectoryError:
+        return True
+
+
+def _is_current(directory: Path, fingerprint: str) -> bool:
+    try:
+        stored = read_json(directory / "shard.json", "the shard's description")
+        return stored.get("fingerprint") == fingerprint and stored.get("bytes") == (directory / "data.arrow").stat().st_size
+    except (UserError, OSError):  # not there, or just being replaced by another process
+        return False
 
 
 def _is_intact(directory: Path, schema) -> bool:
@@ -169,12 +175,12 @@ def _is_intact(directory: Path, schema) -> bool:
     import pyarrow as pa
 
     data = directory / "data.arrow"
-    if read_json(directory / "shard.json", "the shard's description").get("sha256") != file_facts(data).sha256:
-        return False
     try:
+        if read_json(directory / "shard.json", "the shard's description").get("sha256") != file_facts(data).sha256:
+            return False
         with pa.OSFile(str(data)) as source:
             return pa.ipc.open_stream(source).schema.equals(schema, check_metadata=True)
-    except pa.ArrowException:
+    except (UserError, OSError, pa.ArrowException):
         return False
 
 

@@ -14,7 +14,7 @@ import my_datasets
 import pytest
 import tiny
 import torch
-from distiller import Distiller
+from distiller import Distiller, step_seed
 from my_datasets import TrainingBatches
 from transformers import BertModel, BertTokenizer
 from utils import UserError
@@ -111,6 +111,11 @@ def test_a_run_is_repeatable_and_dropout_is_on(whole_run, corpus, tmp_path):
     assert_same_run(tmp_path / "again", whole_run)
     tiny.run_train(corpus.arguments(tmp_path / "calm", student_config=corpus.calm_json))
     assert tiny.scalars(tmp_path / "calm")["scalar/total_loss"][0] != tiny.scalars(whole_run)["scalar/total_loss"][0]
+
+
+def test_every_step_and_process_draws_its_own_dropout():
+    seeds = [step_seed(seed, step, rank) for seed in (0, 1) for step in range(1, 500) for rank in range(8)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 1 << 63 for seed in seeds)
 
 
 def test_killed_again_and_again_and_resumed(whole_run, corpus, tmp_path):
@@ -469,6 +474,7 @@ def test_a_checkpoint_loads_as_published(whole_run, corpus):
     assert torch.equal(model.embeddings.word_embeddings.weight, trained["bert.embeddings.word_embeddings.weight"])
     assert (directory / "vocab.txt").read_bytes() == (corpus.vocabulary / "vocab.txt").read_bytes()
     assert not [path for path in directory.iterdir() if path.suffix in (".pkl", ".pickle")]
+    assert "attn_implementation" not in (directory / "config.json").read_text()  # of no use outside this project
 
 
 def test_a_training_state_that_wants_to_run_code_is_refused(copied, corpus, tmp_path):

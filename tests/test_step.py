@@ -28,7 +28,9 @@ def test_steps_are_those_of_a_plain_loop(schedule, teacher, corpus, tmp_path, mo
     def initialize_training(self, *arguments):
         start["student"], start["projections"] = copy.deepcopy((self.model_S, [*self.core.projections]))
         start["batches"] = self.batches
-        return initialize(self, *arguments)
+        optimizer, *rest = initialize(self, *arguments)
+        start["decays"] = [group["weight_decay"] for group in optimizer.param_groups]
+        return optimizer, *rest
 
     monkeypatch.setattr(Distiller, "initialize_training", initialize_training)
     plain = {} if teacher else {"teacher_name_or_path": None, "matches": None, "tokenizer": corpus.vocabulary}
@@ -51,7 +53,7 @@ def test_steps_are_those_of_a_plain_loop(schedule, teacher, corpus, tmp_path, mo
         tiny.stock_adaptor,
     )
     stock.projs = projections
-    assert len(projections) == (3 if teacher else 0)
+    assert len(projections) == (3 if teacher else 0) and start["decays"] == [DECAY, 0, 0]  # weights; biases and LayerNorm; projections
     for projection in projections:
         assert projection.weight.std().item() == pytest.approx(0.02, rel=0.2) and not projection.bias.any()
     decayed = [value for name, value in student.named_parameters() if name.endswith("weight") and "LayerNorm" not in name]

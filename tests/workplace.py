@@ -163,26 +163,25 @@ def on_a_terminal(text: str) -> str:
     return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n"))
 
 
-def main_of(script: str):
-    module = __import__(Path(script).stem)
-    return module.main
-
-
 def run_here(script: str, arguments: list[str], directory: Path, capfd) -> Ended:
     """Runs a script as ``python script`` does, but in this process: what it imports is paid for once."""
-    main = main_of(script)
+    __import__(Path(script).stem)
     capfd.readouterr()
+    begin, status = time.perf_counter(), 0
+    try:
+        call(script, arguments, directory)
+    except SystemExit as end:
+        status = end.code
+    seconds = time.perf_counter() - begin
+    out, err = capfd.readouterr()
+    return Ended(status, out, on_a_terminal(err), seconds)
+
+
+def call(script: str, arguments: list[str], directory: Path) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(directory)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
-        begin, status = time.perf_counter(), 0
-        try:
-            utils.run_script(main)
-        except SystemExit as end:
-            status = end.code
-        seconds = time.perf_counter() - begin
-    out, err = capfd.readouterr()
-    return Ended(status, out, on_a_terminal(err), seconds)
+        utils.run_script(__import__(Path(script).stem).main)
 
 
 def start(command: list[str], directory: Path, **environment) -> subprocess.Popen:
@@ -194,7 +193,6 @@ def start(command: list[str], directory: Path, **environment) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-        text=True,
         start_new_session=True,
     )
 
@@ -203,7 +201,7 @@ def run_there(command: list[str], directory: Path, **environment) -> Ended:
     """Runs a command as a user does, in a process of its own."""
     begin = time.perf_counter()
     process = start(command, directory, **environment)
-    out, err = process.communicate(timeout=600)
+    out, err = (output.decode() for output in process.communicate(timeout=600))
     return Ended(process.returncode, out, on_a_terminal(err), time.perf_counter() - begin)
 
 

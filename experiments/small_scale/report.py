@@ -40,7 +40,7 @@ T_975 = (
 )  # fmt: skip
 
 RULE = """A claim is **supported** if the whole 95 % interval of its difference lies above 0, **not supported** if the whole interval lies
-at or below 0, and else **too small to tell**: with these seeds the difference cannot be told from none. One comparison a claim decides; the
+below 0, and else **too small to tell**: with these seeds the difference cannot be told from none. One comparison a claim decides; the
 tables behind it are there to be looked at. No correction is made for there being three claims.
 
 - **(a) Two-stage distillation beats one-stage.** Two-stage minus one-stage, narrow-deep student, same number of tokens for the student.
@@ -76,7 +76,7 @@ class Difference(NamedTuple):
     def verdict(self) -> str:
         if self.mean - self.half_width > 0:
             return "supported"
-        return "not supported" if self.mean + self.half_width <= 0 else "too small to tell"
+        return "not supported" if self.mean + self.half_width < 0 else "too small to tell"
 
     def __str__(self) -> str:
         return f"{self.mean:+.2f} [{self.mean - self.half_width:+.2f}, {self.mean + self.half_width:+.2f}]"
@@ -370,7 +370,7 @@ def masked_lm_table(experiment: Experiment) -> str:
 
 
 def stage_seconds(history: list[list[str]]) -> dict[str, str]:
-    """Wall time of each stage, by name; of an interrupted one the time of all parts that ended, marked."""
+    """Wall time of each stage, by name; of an interrupted one that of its last part, marked."""
     seconds: dict[str, str] = {}
     begun: dict[str, list[int]] = {}
     for when, event, name in history:
@@ -480,13 +480,14 @@ def page(experiment: Experiment, curves: dict[str, Curve]) -> str:
     work, settings = experiment.work, experiment.settings
     history = read_tsv(work / "history.tsv")
     machine = read_json(work / "data" / "machine.json", "what the experiment ran on")
-    first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(line[0]))) for line in (history[0], history[-1]))
+    jobs = [line for line in history if not line[1].startswith("commit ")]
+    first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(when))) for when, _, _ in (jobs[0], jobs[-1]))
     commits = list(dict.fromkeys(event.removeprefix("commit ") for _, event, _ in history if event.startswith("commit ")))
     dry = settings["SCALE"] != "gpu"
     banner = (
         "> **This is the report of a dry run** (`SCALE=dry`): tiny models, a few steps, a few examples, on a CPU. It shows that every stage and\n"
-        "> every table works, and **says nothing on the claims**, whatever its verdicts read. The experiment itself has not been run: no GPU\n"
-        "> was at hand. The command below runs it and replaces this page.\n\n"
+        "> every table works, and **says nothing on the claims**, whatever its verdicts read, nor on speed. The experiment itself has not been\n"
+        "> run: no GPU was at hand. The command below runs it and replaces this page.\n\n"
     )
     limits = "\n".join(f"- {task}: {train:,} training, {dev:,} dev examples at most" for task, (train, dev) in experiment.examples.items())
     return f"""# Three published claims, tried at a small scale
@@ -532,7 +533,7 @@ Encoder: the layers alone, without embeddings and head.
 ## Fine-tuning
 
 {result_tables(experiment)}
-{settings["epochs"]} epochs, batches of {settings["finetune_batch"]}, the first examples of each file:
+Epochs: {settings["epochs"]}; batches of {settings["finetune_batch"]}; the first examples of each file:
 
 {limits}
 

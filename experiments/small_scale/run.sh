@@ -42,12 +42,13 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # several processes share the cor
 cd "$here/../../pretraining"
 
 mkdir -p "$work/done" "$work/logs"
-print_settings >"$work/settings.new"
-if [ -e "$work/settings.txt" ] && ! cmp -s "$work/settings.new" "$work/settings.txt"; then
+if [ ! -e "$work/settings.txt" ]; then
+    print_settings >"$work/settings.new"
+    mv "$work/settings.new" "$work/settings.txt"
+elif ! print_settings | cmp -s - "$work/settings.txt"; then
     echo "error: $work: holds an experiment with other settings (settings.txt); give another work directory or remove it" >&2
     exit 2
 fi
-mv "$work/settings.new" "$work/settings.txt"
 for name in work corpus vocabulary ltp tasks_dir python here; do # by which report.py shortens the commands
     eval "printf '%s=%s\n' $name \"\$$name\""
 done >"$work/paths.txt"

@@ -1,4 +1,4 @@
-"""Vocabulary and configs of the demo's three small models, out of the sample corpus; used by scripts/demo.sh.
+"""Vocabulary and configs of the demo's small models, out of the sample corpus; used by scripts/demo.sh.
 
 python scripts/make_demo_models.py --output_dir ./saves/demo
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import SPECIAL_TOKENS, parse_one_line_errors, read_data_json, read_line_blocks, run_script, whole_file
 
-SHAPES = {"teacher": (12, 96), "rbt6": (6, 96), "minirbt": (6, 64)}  # layers, hidden size
+SHAPES = {"shallow": (2, 96), "teacher": (12, 96), "rbt6": (6, 96), "minirbt": (6, 64)}  # layers, hidden size
 
 
 def main() -> None:

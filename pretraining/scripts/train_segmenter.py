@@ -25,7 +25,7 @@ CONFIG = {"nerual": False, "tasks": {"cws": "cws_model.bin"}}  # LTP's spelling
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains an LTP legacy word segmenter.")
+    parser = argparse.ArgumentParser(description="Trains an LTP legacy word segmenter.", allow_abbrev=False)
     parser.add_argument("--train", required=True, help="sentences to learn from, one a line, words divided by white space")
     parser.add_argument("--dev", required=True, help="other sentences: the best of the epochs is chosen by them, and the F1 is theirs")
     parser.add_argument("--output_dir", required=True, help="the LTP directory to write")
