@@ -35,7 +35,9 @@ def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, A
         except OSError:
             raise
         except Exception as error:  # a full disk, as safetensors and torch report it
-            raise UserError(f"{directory}: could not be written ({error}); free some space and run again to go on") from None
+            raise UserError(
+                f"{directory}: could not be written; is the disk full? ({first_line(error)}); free some space and run again to go on"
+            ) from None
         sums = {entry.name: file_facts(entry).sha256 for entry in sorted(partial.iterdir())}
         (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
     if keep:

@@ -6,8 +6,9 @@ The loss is TextBrewer's: ``compute_loss``, its match losses and projections are
 import json
 import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,9 @@ class Distiller(GeneralDistiller):
             if self.start_step == 0:
                 for stale in Path(self.args.output_dir).glob("events.out.tfevents.*"):
                     stale.unlink()
-            self.tb_writer = SummaryWriter(self.args.output_dir, purge_step=self.start_step + 1 if self.start_step else None)
+            threading.excepthook = _leave_to_the_caller
+            with self.writing_scalars():
+                self.tb_writer = SummaryWriter(self.args.output_dir, purge_step=self.start_step + 1 if self.start_step else None)
         return optimizer, scheduler, self.rank != 0
 
     def restore(self, optimizer, scheduler) -> None:
@@ -189,7 +192,9 @@ class Distiller(GeneralDistiller):
                 if step % read_every == 0 or due:
                     self.write_pending(bar)
                 if due:
-                    self.tb_writer.flush() if self.rank == 0 else None
+                    if self.rank == 0:
+                        with self.writing_scalars():
+                            self.tb_writer.flush()
                     self.save_and_callback(step, optimizer, scheduler, callback)
                 if stop:
                     bar.close()
@@ -227,8 +232,9 @@ class Distiller(GeneralDistiller):
             finite = np.isfinite([*named.values(), norm]).all()
             if not finite and not self.args.fp16:
                 raise self.not_finite(step, {**named, "grad_norm": norm})
-            for name, value in {**named, "grad_norm": norm, "learning_rate": rate}.items() if finite else ():
-                self.tb_writer.add_scalar(f"scalar/{name}", value, step)
+            with self.writing_scalars():
+                for name, value in {**named, "grad_norm": norm, "learning_rate": rate}.items() if finite else ():
+                    self.tb_writer.add_scalar(f"scalar/{name}", value, step)
             if not finite and self.rank == 0:
                 bar.write(
                     f"step {step}: a gradient overflowed float16; the step was skipped, the loss scale is now {scale:g}", file=sys.stderr
@@ -286,8 +292,24 @@ class Distiller(GeneralDistiller):
         if self.processes > 1:
             dist.barrier()
 
+    @contextmanager
+    def writing_scalars(self):
+        """Makes one line of a full disk, which TensorBoard reports as an OSError without a file."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.args.output_dir}: the TensorBoard scalars could not be written ({error.strerror}); free some space and resume"
+            ) from None
+
     def stopping_at_signals(self):
         return _StoppingAtSignals(self)
+
+
+def _leave_to_the_caller(failed) -> None:
+    """TensorBoard's thread hands a failed write to whoever writes or flushes next; a traceback of its own says nothing more."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 class _StoppingAtSignals:

@@ -150,19 +150,19 @@ def is_current(refs: Path, inputs: dict) -> bool:
 
 def write_references(file: TextAndRefs, inputs: dict, segment: Segment, find_references: "ReferenceFinder") -> None:
     """Writes one reference file and, just before it takes its place, the note of what made it."""
-    begin, digest = time.perf_counter(), hashlib.sha256()
+    begin, digest, read = time.perf_counter(), hashlib.sha256(), 0
     with (
         whole_file(file.refs, "wb") as output,
         progress_bar(total=inputs["lines"], desc=file.text.name, unit=" lines", unit_scale=True) as bar,
     ):
         for lines in chain.from_iterable(map(batches_of_lines, read_line_blocks(file.text))):
-            target = bar.n + len(lines)
+            read += len(lines)
             references = find_references(lines, words_of(lines, segment, bar.update))
             block = "".join(f"{reference}\n" for reference in references).encode()
             digest.update(block)
             output.write(block)
-            bar.update(target - bar.n)
-        if bar.n != inputs["lines"]:
+            bar.update(read - bar.n)  # lines with nothing to segment
+        if read != inputs["lines"]:
             raise UserError(f"{file.text}: was changed while it was read; run again")
         with whole_file(sidecar_of(file.refs)) as sidecar:
             sidecar.write(json.dumps({**inputs, "refs_sha256": digest.hexdigest()}, indent=1) + "\n")

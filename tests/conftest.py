@@ -1,7 +1,11 @@
 """Fixtures that several test files share; what they build is in tiny.py."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import tiny
+import workplace
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,17 @@ def corpus(tmp_path_factory) -> tiny.Corpus:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(corpus):
     return corpus.tokenizer
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory) -> Path:
+    """A small pretraining directory as a user has it; copy it, never write into it."""
+    directory = tmp_path_factory.mktemp("template") / "pretraining"
+    workplace.build(directory)
+    return directory
+
+
+@pytest.fixture
+def work(template, tmp_path) -> Path:
+    """A copy of it to work in and to spoil."""
+    return Path(shutil.copytree(template, tmp_path / "work"))

@@ -18,19 +18,6 @@ REFS, SHARDS, TRAIN, TA, SEGMENTER = workplace.ARGUMENTS
 TOOK: list[tuple[float, str]] = []
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("template") / "pretraining"
-    workplace.build(directory)
-    return directory
-
-
-@pytest.fixture
-def work(template, tmp_path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(template, tmp_path / "work"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def times(request):
     """Reports in the end how long the refusals took; the time a script takes to start comes on top."""

@@ -672,15 +672,16 @@ def test_in_a_process_of_its_own(made, place):
     (ltp / "cws_model.bin").write_bytes(whole[:-1000])
     arguments = workplace.command_line("run_chinese_ref.py", ltp="ltp", bert=made.bert)
 
-    def run(*arguments: str) -> tuple[int, bytes, str]:
+    def run(*arguments: str, **environment) -> tuple[int, bytes, str]:
         command = [sys.executable, run_chinese_ref.__file__, *arguments]
-        ended = subprocess.run(command, cwd=place, env=workplace.ENVIRONMENT, capture_output=True)
+        ended = subprocess.run(command, cwd=place, env={**workplace.ENVIRONMENT, **environment}, capture_output=True)
         return ended.returncode, ended.stdout, workplace.on_a_terminal(ended.stderr.decode())
 
     message = "error: ltp/cws_model.bin: is no LTP word segmentation model, or a damaged one; get or train it again\n"
     assert run(*arguments) == (2, b"", message)
     (ltp / "cws_model.bin").write_bytes(whole)
-    assert run(*arguments)[0] == 0
+    status, out, err = run(*arguments, TQDM_DISABLE="1")
+    assert (status, out.count(b" lines/s\n"), err) == (0, 2, "")
     status, out, err = run("--nonsense")
     assert (status, out, err.count("\n")) == (2, b"", 1) and err.startswith("error: unrecognized arguments: --nonsense")
 

@@ -4,14 +4,17 @@ import importlib.util
 import json
 import lzma
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import config
 import pytest
 from make_demo_models import vocabulary
+from matches import get_matches
 from modeling import read_config
 from utils import UserError, read_line_blocks
 
@@ -80,7 +83,7 @@ def test_steps_a_second_leaves_interruptions_out():
 def test_history_gives_stage_times_repetitions_and_failures():
     lines = "0 begin stage data,0 begin a,5 done a,7 done stage data,9 begin stage b,9 begin x,11 failed x,20 begin stage b,20 begin x,26 done stage b"
     history = [[part for part in line.split(" ", 2)] for line in lines.split(",")]
-    assert report.stage_seconds(history) == {"data": "7 s", "b": "6 s after an interruption"}
+    assert report.stage_times(history) == {"data": (7, False), "b": (6, True)}
     assert report.repeated_jobs(history) == "- x: begun 2 times\n- x: failed"
     assert report.repeated_jobs(history[:4]) == "None failed, none was repeated."
 
@@ -175,6 +178,14 @@ def test_bad_corpora_are_one_line(tmp_path):
         prepare.split_corpus(tmp_path / "one", 10, tmp_path)
 
 
+def test_broken_inputs_of_later_stages_are_found_before_any_time_is_spent(tmp_path):
+    inputs = write_inputs(tmp_path)
+    (tmp_path / "tasks" / "chnsenticorp" / "dev.tsv").write_text("label\ttext_a\n1\t甲\n7\t乙\n")
+    ended = run_sh(**inputs)
+    assert ended.returncode == 2 and "chnsenticorp/dev.tsv:3: label '7' is none of 0, 1" in ended.stderr
+    assert not list((tmp_path / "work" / "done").iterdir())
+
+
 def settings_of(scale: str) -> dict[str, str]:
     script = f'. "{EXPERIMENT}/settings.sh"; print_settings'
     printed = subprocess.run(["sh", "-eu", "-c", script], env={**os.environ, "SCALE": scale}, capture_output=True, text=True, check=True)
@@ -222,7 +233,7 @@ def write_inputs(directory: Path) -> dict[str, str]:
     command = ["scripts/train_segmenter.py", "--train", segmented[0], "--dev", segmented[1], "--output_dir", directory / "ltp"]
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT / "pretraining", check=True, capture_output=True)
 
-    long_lines = [line for line in lines if len(line) > 20]
+    long_lines = [line for line in lines if len(line) > 20 and "\t" not in line]
     for name in ("cmrc2018", "chnsenticorp"):
         (directory / "tasks" / name).mkdir(parents=True)
     for split, some in (("train", long_lines[:40]), ("dev", long_lines[40:60])):
@@ -265,7 +276,10 @@ def test_what_is_missing_or_different_is_said_in_one_line(tmp_path):
 
 STUB = """#!/bin/sh
 # Stands for python: notes its run's name; fails, or waits for a signal, where a file of that name says so.
-for argument; do case $argument in */runs/* | */finetuning/*) name=${argument##*/} ;; esac; done
+for argument; do
+    [ "$before" != --output_dir ] || name=${argument##*/}
+    before=$argument
+done
 case $1 in *train.py | *finetune.py) ;; *) name=$(basename "$1") ;; esac
 echo "$name" >>"$PLACE/started"
 [ ! -e "$PLACE/fail-$name" ] || { echo "error: $name is wrong" >&2; exit 2; }
@@ -319,6 +333,29 @@ def test_a_failed_job_stops_the_others_and_the_same_command_goes_on(stubbed, tmp
     assert started[-1] == "report.py"
     history = [line.split("\t") for line in (tmp_path / "work" / "history.tsv").read_text().splitlines()]
     assert report.repeated_jobs(history) == "- one_stage-1: begun 2 times\n- one_stage-2: begun 2 times\n- one_stage-1: failed"
+
+
+def test_the_gpu_scale_starts_every_run_with_valid_arguments(stubbed, tmp_path):
+    """What the experiment would start; its arguments are those of train.py, its mappings fit its models."""
+    assert run_sh(**{**stubbed, "SCALE": "gpu"}).returncode == 0
+    started = (tmp_path / "started").read_text().split()
+    students = [f"{kind}-{seed}" for kind in ("two_stage", "one_stage", "wide_shallow", "no_teacher", "ta") for seed in (1, 2, 3)]
+    tuned = [f"{kind}-{seed}" for kind in FINETUNED for seed in (1, 2, 3)]
+    assert sorted(started) == sorted([*students, *tuned, "teacher", *(name for name in ORDER if name.endswith(".py")), "report.py"])
+
+    settings, work = settings_of("gpu"), tmp_path / "work"
+    shapes = {name: settings[f"{name}_shape"] for name in ("teacher", "ta", "narrow_deep", "wide_shallow")}
+    prepare.write_configs([f"{name}={shape}" for name, shape in shapes.items()], 21128, int(settings["positions"]), work)
+    configs = {name: read_config(work / f"{name}.json", name) for name in shapes}
+    tokens = {}
+    for job, command in (line.split("\t") for line in (work / "commands.tsv").read_text().splitlines()):
+        if "train.py" in command:
+            args = config.parse(shlex.split(command)[2:])
+            teacher = "ta" if job.startswith("two_stage") else "teacher"
+            get_matches(args.matches, configs[Path(args.student_config).stem], configs[teacher])
+            assert bool(args.matches) == bool(args.teacher_name_or_path) == (not job.startswith(("no_teacher", "teacher")))
+            tokens[job] = args.num_train_steps * args.train_batch_size * args.max_seq_length
+    assert {tokens[name] for name in students} == {49_152_000} and tokens["teacher"] == 367_001_600
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

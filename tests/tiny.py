@@ -1,6 +1,7 @@
 """The tiny files and models that the tests write themselves: a vocabulary, a corpus with references, a teacher, a student."""
 
 import json
+import os
 import random
 import sys
 import time
@@ -13,6 +14,8 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 logging.disable_progress_bar()
+torch.set_num_threads(1)  # for models this small a second thread only waits, and it waits busily
+os.environ["OMP_NUM_THREADS"] = "1"  # the processes that tests start, too
 
 WORDS = "今天 天气 我们 他们 公园 老师 学校 图书馆 明白 火车 火车站 北京 喜欢 慢慢 一起 早上 晚上 朋友 自行车 没有 因为 所以".split()
 SENTENCES = """今天天气很好,我们一起去公园.

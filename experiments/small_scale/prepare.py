@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / directory) for directory in ("pretraining", "pretraining/scripts", "finetuning")]
-from tasks import TASKS, find_file, task_labels  # noqa: E402
+from tasks import TASKS, find_file, load_split, task_labels  # noqa: E402
 from utils import UserError, load_tokenizer, parse_one_line_errors, read_line_blocks, require_file, run_script, whole_file  # noqa: E402
 
 LARGEST_DIFFERENCE = 0.03  # of the encoders' parameters
@@ -40,9 +40,9 @@ def main() -> None:
     require_file(args.vocabulary, "the BERT vocabulary")
     require_file(Path(args.ltp) / "config.json", "the config of an LTP model")
     for name in (setting.split(":")[0] for setting in args.tasks):
-        task_labels(TASKS[name], Path(args.tasks_dir) / name)
+        directory = Path(args.tasks_dir) / name
         for split in ("train", "dev"):
-            find_file(TASKS[name], Path(args.tasks_dir) / name, split)
+            load_split(TASKS[name], find_file(TASKS[name], directory, split), task_labels(TASKS[name], directory))
 
     with whole_file(output_dir / "vocabulary" / "vocab.txt", "wb") as file:
         file.write(Path(args.vocabulary).read_bytes())

@@ -369,9 +369,16 @@ def masked_lm_table(experiment: Experiment) -> str:
 # ---------------------------------------------------------------- stages
 
 
-def stage_seconds(history: list[list[str]]) -> dict[str, str]:
-    """Wall time of each stage, by name; of an interrupted one that of its last part, marked."""
-    seconds: dict[str, str] = {}
+class StageTime(NamedTuple):
+    """Wall time of a stage; of one that was interrupted that of its last part."""
+
+    seconds: int
+    interrupted: bool
+
+
+def stage_times(history: list[list[str]]) -> dict[str, StageTime]:
+    """By the stages' names, in order."""
+    times: dict[str, StageTime] = {}
     begun: dict[str, list[int]] = {}
     for when, event, name in history:
         if not name.startswith("stage "):
@@ -379,20 +386,19 @@ def stage_seconds(history: list[list[str]]) -> dict[str, str]:
         if event == "begin":
             begun.setdefault(name, []).append(int(when))
         else:
-            last = int(when) - begun[name][-1]
-            seconds[name.removeprefix("stage ")] = f"{last} s" if len(begun[name]) == 1 else f"{last} s after an interruption"
-    return seconds
+            times[name.removeprefix("stage ")] = StageTime(int(when) - begun[name][-1], len(begun[name]) > 1)
+    return times
 
 
 def speed_table(experiment: Experiment, curves: dict[str, Curve], history: list[list[str]]) -> str:
     """Tokens a second and GPU memory of every kind of job."""
     work, length = experiment.work, int(experiment.settings["length"])
-    seconds = stage_seconds(history)
+    times = stage_times(history)
     tokens = sum(read_json(path, "a shard")["tokens"] for path in (work / "data" / "shards").glob("*/shard.json"))
     rows = [["Job", "Runs at once", "Tokens/s a run", "Sequences/s a run", "GPU memory a run"]]
     for stage in ("whole-word references", "shards"):
-        whole = re.fullmatch(r"([1-9]\d*) s", seconds.get(stage, ""))
-        rows.append([stage, "1", f"{tokens / int(whole[1]):,.0f}" if whole else "–", "–", "–"])
+        known = times[stage].seconds and not times[stage].interrupted
+        rows.append([stage, "1", f"{tokens / times[stage].seconds:,.0f}" if known else "–", "–", "–"])
     for kind, title in TRAINED.items():
         batch = int(experiment.settings["teacher_batch" if kind == "teacher" else "student_batch"])
         rates = [steps_a_second(curves[name]) * batch for name in experiment.runs(kind)]
@@ -406,9 +412,11 @@ def speed_table(experiment: Experiment, curves: dict[str, Curve], history: list[
         rows.append(
             [f"fine-tuning, {title}", f"up to {experiment.settings['finetune_jobs']}", "–", rate_cell, memory_cell(work, names)],
         )
-    stages = markdown_table([["Stage", "Wall time"], *([name, value] for name, value in seconds.items())])
+    stages = [["Stage", "Wall time, s"]]
+    stages += [[name, f"{spent.seconds}{' after an interruption' if spent.interrupted else ''}"] for name, spent in times.items()]
+    stages.append(["all stages", str(sum(spent.seconds for spent in times.values()))])
     return (
-        f"{stages}\n\n{markdown_table(rows)}\n\n"
+        f"{markdown_table(stages)}\n\n{markdown_table(rows)}\n\n"
         "Training: median over stretches of ten steps, mean over the runs; references and shards: the corpus's tokens by the stage's wall time, the "
         "start of Python included. Fine-tuning: the Trainer's own figure, median over tasks and learning rates. Runs at once share the GPU. "
         "Memory: the largest `torch.cuda.max_memory_allocated` of a run, without the CUDA context; – where there was no GPU."

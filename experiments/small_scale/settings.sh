@@ -24,22 +24,22 @@ gpu)
     # ---- pretraining. Learning rate: ELECTRA-small's, a model of like shape and batch. Warm-up, decay, clipping: train.py's defaults.
     learning_rate=5e-4
     precision=--bf16        # not compiled: a minute for each of 16 runs would cost more than it saves
-    # Teacher: 8 minutes at 1,500 sequences a second. The speed targets for this GPU are 27 and 36 % of its peak with torch.compile; half of
-    # that, 16 %, is what narrow layers without compilation are given here: 1,900 sequences of 84 GFLOP. A fifth off for safety.
+    # Teacher: eight minutes at an assumed 1,500 sequences a second, 13 % of the GPU's peak at 84 GFLOP a sequence: less than half of what
+    # the speed targets ask with torch.compile (27 and 36 %), for narrow layers, without it. The steps are fixed, whatever the rate turns out.
     teacher_batch=128
     teacher_steps=5600
     teacher_save_steps=700
-    # Students and assistant: 49 M tokens each, more than once through the corpus, in some seven minutes for all fifteen runs by the same count.
+    # Students and assistants: 49 M tokens each, more than once through the corpus; seven minutes for all fifteen runs by the same assumption.
     student_batch=32
     student_steps=3000
     student_save_steps=1000
     train_jobs=4            # runs at once on the GPU: one alone waits for its kernels to be launched; 3 processes each on 16 cores
     seeds="1 2 3"           # each is a repetition from the assistant on: first weights, masks, order, dropout, and the fine-tuning
 
-    # ---- fine-tuning: NAME:training examples:dev examples, the first of the files; some two seconds of GPU a run, 180 runs
+    # ---- fine-tuning: NAME:training examples:dev examples, the first of the files; sized for eight minutes for all 180 runs
     tasks="cmrc2018:2000:1000 ocnli:4000:3000 tnews:4000:3000 chnsenticorp:4000:1200"
     learning_rates="2e-5 5e-5 1e-4"
-    epochs=3                # of the published 2, 3, 5 and 10 the second: all four would take five times as long
+    epochs=3                # of the published 2, 3, 5 and 10 the second: all four would take six times as long
     finetune_jobs=15        # (4 students + teacher) x 3 seeds, on 16 cores
     ;;
 dry)

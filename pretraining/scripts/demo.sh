@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 python=${python:-python}
 demo=./saves/demo
 
-"$python" scripts/train_segmenter.py --train dataset/segmented/segmented.txt --dev dataset/segmented/segmented_dev.txt --output_dir $demo/ltp
+[ -f $demo/ltp/config.json ] || # trained again it would find the same words, but its file would differ
+    "$python" scripts/train_segmenter.py --train dataset/segmented/segmented.txt --dev dataset/segmented/segmented_dev.txt --output_dir $demo/ltp
 "$python" scripts/make_demo_models.py --output_dir $demo
 "$python" run_chinese_ref.py --data_files_json $demo/data.json --ltp $demo/ltp --bert $demo/vocabulary
 "$python" my_datasets.py --data_files_json $demo/data.json --data_cache_dir $demo/shards --tokenizer $demo/vocabulary --max_seq_length 64

@@ -1,0 +1,77 @@
+"""Runs of the scripts that start at once: each is forked from a process that has imported everything but has no threads yet."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import workplace
+
+IMPORTED = [
+    "workplace",
+    "run_chinese_ref",
+    "my_datasets",
+    "train",
+    "distiller",
+    "checkpoint",
+    "modeling",
+    "matches",
+    "datasets",
+    "filelock",
+]
+
+
+class Run:
+    """A script at work in a process group of its own.
+
+    Attributes:
+        log: file with all that it prints.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+
+    def __init__(self, script: str, arguments: list[str], directory: Path, log: Path, **environment: str):
+        self.log = log
+        with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
+            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            forkserver.ensure_running()
+        receiver, sender = self.context.Pipe(duplex=False)
+        self.process = self.context.Process(target=_child, args=(script, arguments, directory, log, environment, sender))
+        self.process.start()
+        sender.close()
+        receiver.recv()  # it has its group now
+        self.begin = time.perf_counter()
+
+    def kill_at(self, seconds: float) -> bool:
+        """Kills the group with SIGKILL that long after its beginning; False if it had ended by itself."""
+        self.process.join(max(0.0, self.begin + seconds - time.perf_counter()))
+        return self.kill()
+
+    def kill(self) -> bool:
+        if self.process.exitcode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        return self.process.exitcode == -signal.SIGKILL
+
+    def status(self, timeout: float = 300) -> int:
+        """Waits for the end; returns the exit status."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.kill()
+            raise AssertionError(f"still at work after {timeout} s: {self.log.read_text()}")
+        return self.process.exitcode
+
+
+def _child(script: str, arguments: list[str], directory: Path, log: Path, environment: dict, sender) -> None:
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(workplace.ENVIRONMENT, **environment)
+    sender.send("ready")
+    workplace.call(script, arguments, directory)

@@ -1,0 +1,170 @@
+"""A full disk: one line, status 2, what was written before stays whole, and the rerun with space ends as if nothing had happened."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import workplace
+from workplace import command_line, entries
+
+REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
+DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}
+
+
+class Tmpfs:
+    """A small file system of its own."""
+
+    def __init__(self, place: Path, kilobytes: int):
+        self.place = place
+        place.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place))
+
+    def _mount(self, *arguments: str) -> None:
+        done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+
+    def prepare(self) -> None:
+        """For the process that is to meet the full disk."""
+
+    def make_space(self) -> None:
+        self._mount("-o", "remount,size=100m", str(self.place))
+
+    def close(self) -> None:
+        subprocess.run(["umount", str(self.place)], check=True)
+
+
+class FileSizeLimit:
+    """The system refuses to let a file grow beyond a size, which programs see as they see a full disk."""
+
+    def __init__(self, place: Path, kilobytes: int):
+        self.bytes = kilobytes << 10
+
+    def prepare(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
+
+    def make_space(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def full(request, work):
+    """``full(kind, script, kilobytes)``: the directory that the script writes to is as small as that."""
+    made = []
+
+    def make(kind, script: str, kilobytes: int):
+        if shutil.which("mount") is None and kind is Tmpfs:
+            pytest.skip("no mount here")
+        made.append(kind(work / DIRECTORIES[script], kilobytes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def long_texts(work) -> Path:
+    """The work directory with a small first text and a second of a thousand paragraphs, references in a directory of their own."""
+    tokenizer = tiny.write_vocabulary(work / "vocabulary")
+    tiny.write_text(work / "b.txt", tiny.paragraphs(1000, seed=4), tokenizer)
+    workplace.write_data_json(work, ["a.txt", "b.txt"], [])
+    return work
+
+
+def run_in_space(script: str, disk, work: Path, **changes) -> workplace.Ended:
+    """Runs a script in a process of its own, whose files may not grow where ``disk`` says so."""
+    process = subprocess.run(
+        [sys.executable, script, *command_line(script, **changes)],
+        cwd=work,
+        env=workplace.ENVIRONMENT,
+        capture_output=True,
+        preexec_fn=disk.prepare,
+        timeout=120,
+    )
+    return workplace.Ended(process.returncode, process.stdout.decode(), workplace.on_a_terminal(process.stderr.decode()), 0.0)
+
+
+def assert_one_line(ended: workplace.Ended, place: str, finished: int = 0) -> None:
+    """``finished``: lines of progress bars that came to their end before."""
+    lines = ended.err.split("\n")
+    assert ended.status == 2, ended.err
+    assert len(lines) == 2 + finished and lines[-1] == "", ended.err
+    assert lines[-2].startswith("error: ") and place in lines[-2] and "free some space" in lines[-2]
+    assert "Traceback" not in ended.out + ended.err
+
+
+KINDS = [
+    pytest.param(Tmpfs, marks=pytest.mark.slow, id="a full file system"),
+    pytest.param(FileSizeLimit, marks=pytest.mark.slow, id="a limit on files"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_writing_references(kind, full, long_texts, template, capfd):
+    work = long_texts
+    data = (work / "data.json").read_text()
+    (work / "data.json").write_text(data.replace("a.refs", "references/a.refs").replace("b.refs", "references/b.refs"))
+    disk = full(kind, REFS, 24)
+    ended = run_in_space(REFS, disk, work)
+    assert_one_line(ended, "references/b.refs", finished=1)
+    whole = entries(work / "references")
+    assert set(whole) == {"a.refs", "a.refs.json"}
+
+    disk.make_space()
+    ended = workplace.run_here(REFS, command_line(REFS), work, capfd)
+    assert ended.status == 0 and "references/a.refs: up to date" in ended.out + ended.err
+    after = entries(work / "references")
+    assert {name: after[name] for name in whole} == whole
+    shutil.copytree(work, work.parent / "undisturbed", ignore=shutil.ignore_patterns("references"))
+    assert workplace.run_here(REFS, command_line(REFS), work.parent / "undisturbed", capfd).status == 0
+    assert tiny.snapshot(work / "references") == tiny.snapshot(work.parent / "undisturbed" / "references")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_writing_a_shard(kind, full, long_texts, capfd):
+    work = long_texts
+    disk = full(kind, SHARDS, 32)
+    ended = run_in_space(SHARDS, disk, work)
+    assert_one_line(ended, "shards/b", finished=1)
+    whole = entries(work / "shards")
+    assert set(whole) == {".a.lock", "a", "a/data.arrow", "a/shard.json"}
+
+    disk.make_space()
+    assert workplace.run_here(SHARDS, command_line(SHARDS), work, capfd).status == 0
+    assert tiny.snapshot(work / "shards" / "a") == {name[2:]: entry[2] for name, entry in whole.items() if name.startswith("a/")}
+    assert workplace.run_here(SHARDS, command_line(SHARDS, data_cache_dir="undisturbed"), work, capfd).status == 0
+    assert tiny.snapshot(work / "shards") == tiny.snapshot(work / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "kilobytes", "what", "kept"),
+    [
+        (Tmpfs, 260, "run/gs4: ", ["gs2"]),
+        (FileSizeLimit, 60, "run/gs2: ", []),
+        (Tmpfs, 4, "run: the TensorBoard scalars", []),
+    ],
+    ids=["a full file system", "a limit on files", "no space for the scalars"],
+)
+def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
+    changes = {"num_train_steps": 6, "keep_checkpoints": 0, "resume_from_checkpoint": "latest"}
+    disk = full(kind, TRAIN, kilobytes)
+    ended = run_in_space(TRAIN, disk, work, **changes)
+    assert_one_line(ended, what, finished=2)  # the bars of the two shards
+    assert sorted(path.name for path in (work / "run").glob("gs*")) == kept
+    assert not list((work / "run").glob(".*"))
+
+    disk.make_space()
+    assert workplace.run_here(TRAIN, command_line(TRAIN, **changes), work, capfd).status == 0
+    assert workplace.run_here(TRAIN, command_line(TRAIN, **changes, output_dir="undisturbed"), work, capfd).status == 0
+    weights = "gs6/model.safetensors"
+    assert (work / "run" / weights).read_bytes() == (work / "undisturbed" / weights).read_bytes()
+    assert tiny.scalars(work / "run") == tiny.scalars(work / "undisturbed")
