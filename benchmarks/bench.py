@@ -9,8 +9,6 @@ real size with random weights.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import resource
@@ -73,8 +71,10 @@ def apart(function: Callable, *arguments, one_core: bool = False):
 
 
 def quietly(function: Callable, *arguments):
-    with contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-        return function(*arguments)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return function(*arguments)
 
 
 def timed(function: Callable, *arguments) -> float:

@@ -33,9 +33,8 @@ class PythonCollator:
     def marked_tokens(self, example: dict) -> list[str]:
         """The example's tokens, each that continues a word beginning with ##."""
         tokens = self.tokenizer.convert_ids_to_tokens(example["input_ids"])
-        for position in example["chinese_ref"]:
-            tokens[position] = "##" + tokens[position]
-        return tokens
+        references = example["chinese_ref"]  # a list, looked through for every token, there as here
+        return ["##" + token if position in references else token for position, token in enumerate(tokens)]
 
     def choose(self, tokens: list[str]) -> set[int]:
         """Positions of the words that are masked."""

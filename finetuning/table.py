@@ -9,6 +9,7 @@ beside the measured ones, marked as published; "-" stands for what was not measu
 import argparse
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -86,9 +87,9 @@ def read_results(arguments: list[str]) -> dict[str, dict[str, dict]]:
 
 
 def model_name(directory: str) -> str:
-    """The last part of a model's path; of a checkpoint ``saves/NAME/gs<step>`` the last two."""
-    parts = Path(directory).parts
-    return "/".join(parts[-2:]) if parts[-1].startswith("gs") else parts[-1]
+    """The last part of a model's path; of a checkpoint ``saves/NAME/gs<step>`` the NAME."""
+    path = Path(directory)
+    return path.parent.name if re.fullmatch(r"gs\d+", path.name) and path.parent.name else path.name
 
 
 def figures(content: dict) -> list[float]:

@@ -86,6 +86,10 @@ def get_matches(names: list[str], student_config, teacher_config) -> list[dict]:
     found = []
     for name in names:
         entries = _find(name)
+        own = OWN_SIZES.fullmatch(name)
+        layers = (student_config.num_hidden_layers, teacher_config.num_hidden_layers)
+        if own and (int(own[1]), int(own[3])) != layers:
+            raise UserError(f"--matches {name}: the student has {layers[0]} layers and the teacher {layers[1]}")
         for entry in entries:
             _check(name, entry, student_config, teacher_config)
         found += [{**entry, "proj": [*entry["proj"]]} if "proj" in entry else dict(entry) for entry in entries]

@@ -601,27 +601,27 @@ def test_tables_hold_published_and_measured_rows(tmp_path, monkeypatch, capsys):
         tmp_path / "2.json", "ocnli", "saves/mini/gs30000", {"accuracy_mean": 60.0}, epochs=(2, 3), seeds=(1,), max_train_samples=9
     )
     big = write_results(tmp_path / "3.json", "cmrc2018", "big/", {"f1_mean": 90.0, "em_mean": 75.0})
-    given = [cmrc, ocnli, f"TA={big}", "--teacher", "TA", "--two_stage", "mini/gs30000", "--output_dir", str(tmp_path / "tables")]
+    given = [cmrc, ocnli, f"TA={big}", "--teacher", "TA", "--two_stage", "mini", "--output_dir", str(tmp_path / "tables")]
     monkeypatch.setattr(sys, "argv", ["table.py", *given])
     table.main()
     printed = capsys.readouterr().out
     for line in (
         "| MiniRBT-H256 | published | 78.47/56.27 | 86.83/78.57 | 68.73 | 86.81 | 83.68 | 54.45 | 92.97 |",
-        "| mini/gs30000 | measured | 80.00/50.00 | - | 60.00 | - | - | - | - |",
+        "| mini | measured | 80.00/50.00 | - | 60.00 | - | - | - | - |",
         "| TA | measured | 90.00/75.00 | - | - | - | - | - | - |",
         "| RBT6 (KD) | published | 96.7/94.6 | 96.7/95 | 95.1 | 99.4 | 98.6 | 96.3 | 98.5 |",
-        "| mini/gs30000 | measured | 88.9/66.7 | - | - | - | - | - | - |",
+        "| mini | measured | 88.9/66.7 | - | - | - | - | - | - |",
         "| MiniRBT-H256 (one-stage) | published | 77.57/54.27 | 68.32 | 86.39 | 83.55 | 53.94 |",
-        "| mini/gs30000 (two-stage) | measured | 80.00/50.00 | 60.00 | - | - | - |",
-        "- mini/gs30000, OCNLI: only 2, 3 epochs instead of 2, 3, 5, 10; only 1 of 3 seeds; only the first 9 training examples.",
-        "mini/gs30000,measured,80.00,50.00,-,-,60.00,-,-,-,-",
+        "| mini (two-stage) | measured | 80.00/50.00 | 60.00 | - | - | - |",
+        "- mini, OCNLI: only 2, 3 epochs instead of 2, 3, 5, 10; only 1 of 3 seeds; only the first 9 training examples.",
+        "mini,measured,80.00,50.00,-,-,60.00,-,-,-,-",
         "RBT3,published,92,84.9,91,86.8,91.1,98,98.5,96.1,98.9",
     ):
         assert line in printed.splitlines(), line
     names = {"tables.md", "absolute.csv", "relative.csv", "stages.csv", "tables.png"}
     assert {path.name for path in (tmp_path / "tables").iterdir()} == names
     assert (tmp_path / "tables" / "absolute.csv").read_text().splitlines()[-2:] == [
-        "mini/gs30000,measured,80.00,50.00,-,-,60.00,-,-,-,-",
+        "mini,measured,80.00,50.00,-,-,60.00,-,-,-,-",
         "TA,measured,90.00,75.00,-,-,-,-,-,-,-",
     ]
     assert (tmp_path / "tables" / "tables.png").read_bytes().startswith(b"\x89PNG")

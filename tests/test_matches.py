@@ -114,3 +114,9 @@ def test_a_mapping_that_does_not_fit_is_refused(name, student, teacher, says):
 @pytest.mark.parametrize("name", ["L3_attention_mse_sum", "L3_attention_ce_mean", "L3_hidden_smmd"])
 def test_losses_that_need_no_equal_heads_or_sizes_take_any(name):
     assert matches.get_matches([name], bert(3, 256, 8), bert(12, 768, 12))
+
+
+def test_own_sizes_must_name_the_layers_of_both_models():
+    student = BertConfig(num_hidden_layers=6, hidden_size=320, num_attention_heads=8)
+    with pytest.raises(UserError, match="the student has 6 layers and the teacher 24"):
+        matches.get_matches(["L6h320_L12h1024_hidden_mse"], student, BertConfig(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16))

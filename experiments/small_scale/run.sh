@@ -115,10 +115,13 @@ end_stage() {
     [ -z "$begun" ] || note done "stage $stage"
 }
 
-# stop_all: training jobs write a checkpoint before they end.
+# stop_all: training jobs write a checkpoint before they end. Twice, for a job that is only just being started may miss a signal.
 stop_all() {
-    for entry in $running; do
-        kill -TERM "${entry%%:*}" 2>/dev/null || true
+    for pause in 1 0; do
+        for entry in $running; do
+            kill -TERM "${entry%%:*}" 2>/dev/null || true
+        done
+        sleep "$pause"
     done
     for entry in $running; do
         wait "${entry%%:*}" || true

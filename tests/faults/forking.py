@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 import workplace
+from tqdm import tqdm
 
 IMPORTED = [
     "workplace",
@@ -73,5 +75,6 @@ def _child(script: str, arguments: list[str], directory: Path, log: Path, enviro
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(workplace.ENVIRONMENT, **environment)
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore of the system, which a killed process leaves behind
     sender.send("ready")
     workplace.call(script, arguments, directory)
