@@ -27,7 +27,6 @@ from rows import PRETRAINING, Row, at_most, faster, print_table, rate, under, wr
 from tqdm import tqdm
 from utils import UserError, parse_one_line_errors, read_line_blocks, require_file, run_script
 
-sys.path.insert(0, str(PRETRAINING / "scripts"))
 LENGTH, VOCABULARY = 512, 21128
 SAMPLE_BYTES = 4 << 20
 BYTES_TO_MB = 1 << 20

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 PRETRAINING = Path(__file__).resolve().parents[1] / "pretraining"
-sys.path.insert(0, str(PRETRAINING))
+sys.path[:0] = [str(PRETRAINING), str(PRETRAINING / "scripts")]
 from utils import whole_file  # noqa: E402
 
 

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from utils import UserError, first_line, read_json, require_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+CODE_KEYS = ("auto_map", "trust_remote_code", "attn_implementation", "_attn_implementation")  # would name code from elsewhere
 DENSE_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "H800": 989e12, "L40": 181e12, "4090": 165e12}
 
 
@@ -79,7 +80,7 @@ def masked_lm_adaptor(batch: dict, outputs: MaskedLMOutput) -> dict:
 
 def read_config(path: str | Path, what: str) -> BertConfig:
     """Reads a BERT config JSON and checks what would fail only when the model is built."""
-    values = read_json(path, what)
+    values = {key: value for key, value in read_json(path, what).items() if key not in CODE_KEYS}
     if values.get("model_type", "bert") != "bert":
         raise UserError(f"{path}: {what} is of type {values['model_type']}, not bert")
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
@@ -114,10 +115,10 @@ def require_model_directory(directory: str | Path, what: str) -> BertConfig:
 
 def load_masked_lm(directory: str | Path, what: str, attentions: bool = False) -> BertForMaskedLM:
     """Loads a model with its masked-LM head; weights that are missing or do not fit are an error, never random numbers."""
+    config = read_config(Path(directory) / "config.json", f"the config of {what}")
+    config._attn_implementation = "eager" if attentions else "sdpa"
     try:
-        model, info = BertForMaskedLM.from_pretrained(
-            str(directory), output_loading_info=True, dtype=torch.float32, attn_implementation="eager" if attentions else "sdpa"
-        )
+        model, info = BertForMaskedLM.from_pretrained(str(directory), config=config, output_loading_info=True, dtype=torch.float32)
     except Exception as error:  # unreadable, truncated or unsafe weights: the library raises a different exception for each
         raise UserError(f"{directory}: the weights of {what} cannot be loaded ({error})") from None
     missing = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])

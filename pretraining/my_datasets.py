@@ -63,7 +63,7 @@ def load_shards(
     if descriptions is None:
         descriptions = describe_shards(files, data_cache_dir, max_seq_length, tokenizer)
 
-    from datasets import concatenate_datasets  # takes a second to import; not before the checks above
+    from datasets import Dataset, concatenate_datasets  # takes a second to import; not before the checks above
 
     shards = []
     for file, description in zip(files, descriptions):
@@ -73,7 +73,7 @@ def load_shards(
         with _locked(directory):  # of several processes one builds, the others wait and read
             if not _is_current(directory, fingerprint) or not (is_whole or _is_intact(directory, schema)):
                 _build(file, directory, description, fingerprint, max_seq_length, tokenizer, progress)
-            shards.append(_map(directory / "data.arrow"))  # once mapped, another's rebuild does not touch it
+            shards.append(Dataset.from_file(str(directory / "data.arrow")))  # once mapped, another's rebuild does not touch it
     if not any(map(len, shards)):
         raise _no_text(files)
     return concatenate_datasets(shards).with_format("numpy"), data_fingerprint(descriptions)
@@ -178,23 +178,13 @@ def _is_intact(directory: Path, schema) -> bool:
     try:
         if read_json(directory / "shard.json", "the shard's description").get("sha256") != file_facts(data).sha256:
             return False
-        with pa.OSFile(str(data)) as source:
-            return pa.ipc.open_stream(source).schema.equals(schema, check_metadata=True)
+        with pa.memory_map(str(data)) as source, pa.ipc.open_stream(source) as reader:
+            if not reader.schema.equals(schema, check_metadata=True):
+                return False
+            reader.read_all().validate(full=True)  # a stranger's rows may point outside the file
+        return True
     except (UserError, OSError, pa.ArrowException):
         return False
-
-
-def _map(data: Path):
-    """The rows of a shard as a datasets.Dataset, mapped into memory; a stranger's file cannot make them point outside it."""
-    import pyarrow as pa
-    from datasets import Dataset
-
-    try:
-        rows = Dataset.from_file(str(data))
-        rows.data.table.validate(full=True)
-    except pa.ArrowException as error:
-        raise UserError(f"{data}: cannot be read ({error}); remove {data.parent} and run again") from None
-    return rows
 
 
 def _schema(tokenizer):

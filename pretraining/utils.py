@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ def first_line(error: Exception) -> str:
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's ``main``; a :class:`UserError` or a failed file operation ends it with one line on stderr and status 2."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
+    warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")  # it warns of a file that is refused anyway
     try:
         main()
     except (UserError, OSError) as error:

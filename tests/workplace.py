@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,9 +179,11 @@ def run_here(script: str, arguments: list[str], directory: Path, capfd) -> Ended
 
 
 def call(script: str, arguments: list[str], directory: Path) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings():
         monkeypatch.chdir(directory)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
+        warnings.showwarning = lambda *warning: print(warnings.formatwarning(*warning[:4]), file=sys.stderr)  # pytest catches them else
+        warnings.simplefilter("always", UserWarning)
         utils.run_script(__import__(Path(script).stem).main)
 
 

@@ -414,7 +414,8 @@ def speed_table(experiment: Experiment, curves: dict[str, Curve], history: list[
         )
     stages = [["Stage", "Wall time, s"]]
     stages += [[name, f"{spent.seconds}{' after an interruption' if spent.interrupted else ''}"] for name, spent in times.items()]
-    stages.append(["all stages", str(sum(spent.seconds for spent in times.values()))])
+    lost = " and what was interrupted" if any(spent.interrupted for spent in times.values()) else ""
+    stages.append(["all stages", f"{sum(spent.seconds for spent in times.values())}{lost}"])
     return (
         f"{markdown_table(stages)}\n\n{markdown_table(rows)}\n\n"
         "Training: median over stretches of ten steps, mean over the runs; references and shards: the corpus's tokens by the stage's wall time, the "

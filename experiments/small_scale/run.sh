@@ -10,6 +10,7 @@
 #   tasks_dir   directory with the tasks' files as distributed, in cmrc2018/ ocnli/ tnews/ chnsenticorp/
 #   work        where everything goes; default pretraining/saves/small_scale/$SCALE
 #   python      the interpreter; default python
+#   commit      the commit that the report names; default: what git says
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 SCALE=${SCALE:-}

@@ -1,0 +1,323 @@
+"""What a GPU makes of a training step: both stages of the recipe against stock TextBrewer, in one call of under eight minutes.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --tiny     the same on a CPU or any GPU, with tiny shapes
+
+For each pair of models, bf16 and --compile:
+- the real training loop on ready batches, sequences a second and MFU by the count of needed floating-point operations;
+- TextBrewer's own step under bf16 autocast, on the largest batch that fits up to ours;
+- the peak memory of both at that batch (CUDA's allocator; on a CPU there is none and the row is left out);
+- the real training loop with its loader: workers, masking, pinned memory;
+- where the time of a step goes.
+
+Needs what train.py needs. The models have random weights, the text is the sample corpus with every second character continuing a word.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from rows import PRETRAINING, Row, faster, print_table, rate, under, write_json
+from utils import UserError, parse_one_line_errors, read_line_blocks, run_script
+
+SEQUENCES = {"RBT6 -> H256": (3500, 5000), "RoBERTa -> RBT6": (1400, 1900)}  # a second: target, aim
+VOCABULARY = 21128
+
+# Which group a kernel (on a CPU: an operator) belongs to; the first that fits.
+GROUPS = {
+    "attention": r"flash|fmha|attention",
+    "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|addmm|aten::mm|bmm|matmul",
+    "optimizer and clipping": r"multi_tensor|adam|foreach|_norm_",
+    "softmax and losses": r"softmax|nll|mse|cross_entropy|logsumexp",
+    "layer norm, gelu, dropout and the like": r"layer_norm|gelu|dropout|bernoulli|philox|triton|elementwise|vectorized|reduce",
+    "copies": r"memcpy|memset|copy|cat|fill|gather|index|embedding",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--batch_sizes", nargs=2, type=int, default=[256, 128], help="of the two pairs; halved until they fit the card")
+    parser.add_argument("--steps", type=int, default=50, help="of a round of the training loop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, as train.py --compile")
+    parser.add_argument("--tiny", action="store_true", help="an eighth as wide, length 64, batches of 4, 3 steps, one round")
+    parser.add_argument("--output", default=Path(__file__).with_name("gpu.json"), help="where the results are written as JSON")
+    args = parse_one_line_errors(parser)
+    if min(*args.batch_sizes, args.rounds, args.steps - 1) < 1:
+        raise UserError("--batch_sizes and --rounds must be at least 1, --steps at least 2")
+
+    import torch
+
+    if not (torch.cuda.is_available() or args.tiny):
+        raise UserError("no GPU here; --tiny runs the same with tiny shapes on the CPU")
+    if args.tiny:
+        args.batch_sizes, args.steps, args.rounds = [4, 4], 3, 1
+    args.length = 64 if args.tiny else 512
+    args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    machine = {
+        "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "cores": os.cpu_count(),
+        "compiled": args.compile,
+        "tiny": args.tiny,
+    }
+    print(json.dumps(machine))
+
+    rows, pairs, begin = [], {}, time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="minirbt_gpu_") as work:
+        data = load_data(Path(work), args)
+        for name, size in zip(SEQUENCES, args.batch_sizes):
+            pair_rows, pairs[name] = measure(name, size, data, Path(work), args)
+            rows += pair_rows
+            write_json(args.output, rows, machine=machine, pairs=pairs)  # after each pair: a call that is cut short leaves something
+    for name, found in pairs.items():
+        print(f"\n{name}: batch {found['batch_size']} (stock {found['stock_batch_size']}), MFU {percent(found['mfu'])}, one step:")
+        for group, share in found["time_of_a_step"].items():
+            print(f"  {percent(share):>6}  {group}")
+        for kernel, share in found["longest_kernels"].items():
+            print(f"          {percent(share):>6}  {kernel[:110]}")
+    print(f"\n{time.perf_counter() - begin:.0f} s in all")
+    print_table(rows)
+
+
+def percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.1%}"
+
+
+def load_data(work: Path, args):
+    """(tokenizer, dataset, masker) as train.py has them: the sample corpus, repeated, without its last row, which is a short one."""
+    from make_demo_models import vocabulary
+    from masking import WholeWordMasker
+    from my_datasets import load_shards
+    from utils import TextAndRefs, load_tokenizer
+
+    texts = sorted((PRETRAINING / "dataset/train/train_files").glob("*.txt"))
+    tokens = vocabulary(texts)
+    tokens += [f"[unused{number}]" for number in range(VOCABULARY - len(tokens))]
+    (work / "bert").mkdir()
+    (work / "bert/vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    tokenizer = load_tokenizer(work / "bert")
+    lines = [line for text in texts for block in read_line_blocks(text) for line in block]
+    references = [list(range(2, len(ids) + 1, 2)) for ids in tokenizer(lines, add_special_tokens=False)["input_ids"]]
+    repeats = 1 if args.tiny else 60
+    file = TextAndRefs(work / "sample.txt", work / "sample.refs")
+    file.text.write_text("".join(f"{line}\n" for line in lines) * repeats, encoding="utf-8", newline="\n")
+    file.refs.write_text("".join(f"{reference}\n" for reference in references) * repeats)
+    dataset, _ = load_shards([file], work / "shards", args.length, tokenizer, os.cpu_count())
+    return tokenizer, dataset.select(range(len(dataset) - 1)), WholeWordMasker(tokenizer, args.length, 0.15, seed=1)
+
+
+# ---------------------------------------------------------------- one pair
+
+
+def measure(name: str, size: int, data, work: Path, args) -> tuple[list[Row], dict]:
+    """The rows of a pair of models, and what they do not show."""
+    import torch
+    from my_datasets import TrainingBatches
+    from sides import OurSide, StockSide, build_models, stock_batch
+
+    tokenizer, dataset, masker = data
+    cuda = args.device.type == "cuda"
+
+    def ours_of(size: int) -> "OurSide":
+        return OurSide(
+            build_models(name, len(tokenizer), args.device, args.tiny),
+            args.device,
+            str(work / "out"),
+            train_batch_size=size,
+            max_seq_length=args.length,
+            bf16=True,
+            compile=args.compile,
+            num_train_steps=args.steps,
+            ckpt_steps=args.steps,
+        )
+
+    def batch_of(size: int) -> dict:
+        batch = TrainingBatches(dataset, masker, 1, size)[0]
+        return {key: tensor.pin_memory() for key, tensor in batch.items()} if cuda else batch
+
+    size, ours = largest_that_fits(size, ours_of, batch_of)
+    batch = batch_of(size)
+    peak_ours = peak_memory(lambda: ours.step(dict(batch))) if cuda else None
+    batches = TrainingBatches(dataset, masker, 1, size)
+    train_loop(ours, [batch] * 2)
+    with_loader, ready, stock_seconds = [], [], []
+    for _ in range(args.rounds):
+        ready.append(train_loop(ours, [batch] * args.steps))
+        with_loader.append(train_loop(ours, real_loader(batches, args)))
+    profile = where_time_goes(lambda: ours.step(dict(batch)))
+    reached = [size / seconds for seconds in ready]
+    mfu = ours.distiller.mfu(sorted(reached)[len(reached) // 2])
+    gflop = ours.distiller.flops() / 1e9
+    del ours
+    free_memory()
+
+    def stock_of(size: int) -> "StockSide":
+        return StockSide(build_models(name, len(tokenizer), args.device, args.tiny), args.device, str(work / "out"), torch.bfloat16)
+
+    stock_size, stock = largest_that_fits(size, stock_of, lambda size: stock_batch(batch_of(size)))
+    full_batch = stock_batch(batch_of(stock_size))
+    peak_stock = peak_memory(lambda: stock.step(full_batch)) if cuda else None
+    for _ in range(args.rounds):
+        stock_seconds.append(seconds_a_step(lambda: stock.step(full_batch), max(1, args.steps // 4)))
+    del stock
+    free_memory()
+    if cuda and stock_size != size:
+        smaller = ours_of(stock_size)
+        batch = batch_of(stock_size)
+        smaller.step(dict(batch))
+        peak_ours = peak_memory(lambda: smaller.step(dict(batch)))
+        del smaller
+        free_memory()
+
+    target, aim = SEQUENCES[name]
+    rows = [
+        rate(f"{name}: training loop (aim {aim:,})", reached, target, unit="sequences/s"),
+        faster(f"{name}: seconds a sequence, stock TextBrewer", [s / size for s in ready], [s / stock_size for s in stock_seconds], 3.0),
+        under(f"{name}: a step with the loader / on ready batches", "s", with_loader, ready, below=1.05),
+    ]
+    if cuda:
+        rows.append(under(f"{name}: peak memory, batch {stock_size}", "GB", [peak_ours / 1e9], [peak_stock / 1e9], below=1 / 3))
+    return rows, {"batch_size": size, "stock_batch_size": stock_size, "mfu": mfu, "gflop_a_sequence": gflop, **profile}
+
+
+def largest_that_fits(size: int, side_of, batch_of):
+    """(batch size, side) after two steps with the largest size that fits, halving ``size`` until it does."""
+    import torch
+
+    while True:
+        side = side_of(size)
+        batch = batch_of(size)
+        try:
+            for _ in range(2):
+                side.step(dict(batch))
+            return size, side
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError("not even one sample fits into the GPU's memory") from None
+        del side, batch  # only outside of the handler, whose traceback holds on to the step's tensors
+        free_memory()
+        size //= 2
+
+
+def free_memory() -> None:
+    import torch
+
+    gc.collect()
+    torch.compiler.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def peak_memory(step) -> int:
+    """Bytes allocated at the highest of a step, models and optimizer state included."""
+    import torch
+
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_a_step(step, steps: int) -> float:
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return (time.perf_counter() - begin) / steps
+
+
+# ---------------------------------------------------------------- the training loop
+
+
+def real_loader(batches, args):
+    """The loader of train.py."""
+    from torch.utils.data import DataLoader
+
+    cuda = args.device.type == "cuda"
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(args.steps),
+        num_workers=2 if cuda else 0,
+        pin_memory=cuda,
+        prefetch_factor=8 if cuda else None,
+    )
+
+
+def train_loop(side, loader) -> float:
+    """Seconds a step of the real training loop, from the second step on: the first starts the workers and makes the optimizer's state."""
+    from transformers import get_constant_schedule_with_warmup
+
+    starts = []
+
+    def noting_the_second():
+        for index, batch in enumerate(loader):
+            if index == 1:
+                synchronize()
+                starts.append(time.perf_counter())
+            yield batch
+
+    steps = len(loader)
+    side.distiller.train(
+        side.new_optimizer(),
+        noting_the_second(),
+        num_steps=steps,
+        max_grad_norm=1.0,
+        scheduler_class=get_constant_schedule_with_warmup,
+        scheduler_args={"num_warmup_steps": 1},
+        callback=lambda *state: None,
+    )
+    synchronize()
+    return (time.perf_counter() - starts[0]) / (steps - 1)
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def where_time_goes(step, steps: int = 3) -> dict:
+    """Shares of a step's time: of the groups of kernels, of the longest kernels, and of the device doing nothing."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
+    with torch.profiler.profile(activities=activities) as profiler:
+        whole = seconds_a_step(step, steps) * steps * 1e6
+    times = Counter()
+    if cuda:
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "trace.json")
+            profiler.export_chrome_trace(path)
+            events = json.loads(Path(path).read_text())["traceEvents"]
+        for event in events:
+            if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+                times[event["name"]] += event["dur"]
+    else:
+        times.update({event.key: event.self_cpu_time_total for event in profiler.key_averages()})
+    whole = max(whole, sum(times.values()))
+    groups = Counter({"the device waits": whole - sum(times.values())})
+    for kernel, microseconds in times.items():
+        groups[next((group for group, names in GROUPS.items() if re.search(names, kernel, re.IGNORECASE)), "other")] += microseconds
+    return {
+        "time_of_a_step": {group: microseconds / whole for group, microseconds in groups.most_common()},
+        "longest_kernels": {kernel: microseconds / whole for kernel, microseconds in times.most_common(12)},
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
