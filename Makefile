@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
+AUDIT := $(CURDIR)/.venv/audit
 
 .PHONY: demo test bench audit faults
 
@@ -24,8 +25,12 @@ faults: .venv/installed
 	FAULT_ROUNDS=10 $(BIN)/python -m pytest tests/faults
 
 audit: .venv/installed
-	$(BIN)/pip install --quiet pip-audit==2.10.1
-	$(BIN)/pip-audit --requirement pretraining/requirements.txt
+	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit==2.10.1; } || { echo "error: make audit: pip-audit cannot be installed from this package index" >&2; exit 2; }
+	@$(AUDIT)/bin/pip-audit --progress-spinner off --requirement pretraining/requirements.txt >$(AUDIT)/report.txt 2>&1; status=$$?; \
+	if grep -q 'could not be audited\|Traceback' $(AUDIT)/report.txt; then \
+		echo "error: make audit: the vulnerability service of the package index cannot be reached, so nothing is known; see $(AUDIT)/report.txt" >&2; exit 2; \
+	fi; \
+	cat $(AUDIT)/report.txt; exit $$status
 
 .venv/installed: pretraining/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make PYTHON=python3.11" >&2; exit 2; }

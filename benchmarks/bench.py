@@ -62,11 +62,10 @@ def main() -> None:
 
 def apart(function: Callable, *arguments, one_core: bool = False):
     """Calls a function in a fresh process; what scripts print there is not shown."""
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"})
-    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
-        os.environ.update({name: "1"}) if one_core else os.environ.pop(name, None)
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(quietly, function, *arguments).result()
+    threads = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"} if one_core else {}
+    with mock.patch.dict(os.environ, {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **threads}):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(quietly, function, *arguments).result()
 
 
 def quietly(function: Callable, *arguments):
@@ -383,7 +382,7 @@ def write_neural_ltp(directory: Path, vocabulary: Path) -> None:
     parts = "ltp_core.models"
     config = {
         "nerual": True,  # LTP's spelling
-        "tasks": {"cws": {"labels": ["I-W", "B-W"]}},
+        "vocabs": {"cws": ["I-W", "B-W"]},
         "model": {
             "_ltp_target_": f"{parts}.ltp_model.LTPModule",
             "backbone": {"_ltp_target_": f"{parts}.utils.transformer.load_transformers", "config": backbone},

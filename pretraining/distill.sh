@@ -23,12 +23,10 @@ recipe=${1:-h256}
 teacher=${teacher:-./pretrained_model_path/RoBERTa}   # model directory of the teacher
 json_files=${json_files:-./jsons/data.json}           # which text and reference files
 data_cache_dir=${data_cache_dir:-./dataset/shards}    # tokenised shards, shared by all runs on the same data
-saves=${saves:-./saves}                               # the runs go to $saves/rbt6_kd, $saves/minirbt_h256, ...
+saves=${saves:-./saves}                               # the runs go to $saves/rbt6_kd, ...; several machines must share this disk
 
 # ---- machines
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c . || true)
-[ "$gpus" -gt 0 ] || gpus=1
-ngpu=${ngpu:-$gpus}                                   # processes on this machine; 1 where there is no GPU
+ngpu=${ngpu:-}                                        # processes on this machine; default: its visible GPUs, 1 where there is none
 nnodes=${nnodes:-1}                                   # machines
 node_rank=${node_rank:-0}                             # which of them this is
 master_addr=${master_addr:-127.0.0.1}                 # address of machine 0
@@ -64,6 +62,8 @@ student_config=${student_config:-./distill_configs/$default_config.json}
 student_matches=${student_matches:-$default_matches}
 
 # ---- checks before time is spent
+command -v "$python" >/dev/null || fail "python=$python: no such command; activate .venv or name another"
+[ -n "$ngpu" ] || ngpu=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
 [ -n "$save_steps" ] || save_steps=10000
 if [ "$save_steps" = 10000 ] && [ "$train_steps" -lt 10000 ] 2>/dev/null; then save_steps=$train_steps; fi
 for pair in "ngpu=$ngpu" "nnodes=$nnodes" "train_steps=$train_steps" "save_steps=$save_steps" "global_batch=$global_batch" \
@@ -92,21 +92,23 @@ yes) set -- "$@" --compile ;;
 no) ;;
 *) fail "compile=$compile: choose yes or no" ;;
 esac
-command -v "$python" >/dev/null || fail "python=$python: no such command; activate .venv or name another"
 
 # run COMMAND...: a signal to this script reaches the command, which then writes its checkpoint before it ends.
 run() {
     "$@" &
     child=$!
-    trap 'kill -TERM "$child" 2>/dev/null' TERM
-    trap 'kill -INT "$child" 2>/dev/null' INT
+    stopped=0
+    trap 'stopped=143; kill -TERM "$child" 2>/dev/null' TERM
+    trap 'stopped=130; kill -INT "$child" 2>/dev/null' INT
+    trap 'stopped=129; kill -HUP "$child" 2>/dev/null' HUP
     status=0
     wait "$child" || status=$?
     while kill -0 "$child" 2>/dev/null; do
         status=0
         wait "$child" || status=$?
     done
-    trap - TERM INT
+    trap - TERM INT HUP
+    [ "$stopped" -eq 0 ] || exit "$stopped" # torchrun's own status is 1
     [ "$status" -eq 0 ] || exit "$status"
 }
 
@@ -114,22 +116,23 @@ run() {
 train() {
     name=$1 config=$2
     shift 2
-    if [ $checking = yes ]; then
-        launch=$python
-        set -- "$@" --check_only
-    elif [ $((ngpu * nnodes)) -eq 1 ]; then
-        launch=$python
-    else
-        launch="$python -m torch.distributed.run --nproc_per_node=$ngpu --nnodes=$nnodes --node_rank=$node_rank --master_addr=$master_addr --master_port=$master_port"
-    fi
-    [ $checking = yes ] || echo "==== $saves/$name"
-    # shellcheck disable=SC2086
-    run $launch train.py --do_train --resume_from_checkpoint latest \
+    set -- train.py --do_train --resume_from_checkpoint latest \
         --student_config "$config" --output_dir "$saves/$name" \
         --data_files_json "$json_files" --data_cache_dir "$data_cache_dir" --preprocessing_num_workers "$workers" \
         --max_seq_length "$length" --num_train_steps "$train_steps" --ckpt_steps "$save_steps" \
         --train_batch_size "$process_batch" --gradient_accumulation_steps $((process_batch / forward_batch)) \
         --learning_rate "$lr" --official_schedule linear --temperature "$temperature" --random_seed "$seed" "$@"
+    if [ $checking = yes ]; then
+        run "$python" "$@" --check_only
+        return
+    fi
+    echo "==== $saves/$name"
+    if [ $((ngpu * nnodes)) -eq 1 ]; then
+        run "$python" "$@"
+    else # a step and a checkpoint may take long: time to finish them after a signal
+        run "$python" -m torch.distributed.run --nproc_per_node="$ngpu" --nnodes="$nnodes" --node_rank="$node_rank" \
+            --master_addr="$master_addr" --master_port="$master_port" --shutdown-timeout=1800 "$@"
+    fi
 }
 
 # first_layers NAME LAYERS...: first weights out of the teacher's layers.
@@ -164,17 +167,28 @@ h256 | h288)
 *) train_student "$teacher" "$@" ;;
 esac
 
+for made in "$saves/$student"/gs*; do
+    case $recipe in
+    h256 | h288)
+        [ ! -e "$made" ] || [ -e "$saves/rbt6_kd" ] ||
+            fail "$saves/$student has checkpoints, but the teacher assistant $saves/rbt6_kd is gone; move one away or bring the other back"
+        ;;
+    esac
+done
+
 checking=no
-case $recipe in
-h256 | h288)
-    # shellcheck disable=SC2086
-    first_layers rbt6_init $ta_layers
-    ;;
-rbt3) first_layers rbt3_init 0 1 2 ;;
-esac
-# The shards are made here, by one process, before several wait for them.
-run "$python" my_datasets.py --data_files_json "$json_files" --data_cache_dir "$data_cache_dir" --tokenizer "$teacher" \
-    --max_seq_length "$length" --preprocessing_num_workers "$workers"
+# What all processes read is made by one of them; the other machines wait at the start of the training.
+if [ "$node_rank" -eq 0 ]; then
+    case $recipe in
+    h256 | h288)
+        # shellcheck disable=SC2086
+        first_layers rbt6_init $ta_layers
+        ;;
+    rbt3) first_layers rbt3_init 0 1 2 ;;
+    esac
+    run "$python" my_datasets.py --data_files_json "$json_files" --data_cache_dir "$data_cache_dir" --tokenizer "$teacher" \
+        --max_seq_length "$length" --preprocessing_num_workers "$workers"
+fi
 case $recipe in
 h256 | h288)
     train_assistant --student_pretrained_weights "$saves/rbt6_init" "$@"

@@ -42,9 +42,22 @@ class Distiller(GeneralDistiller):
         student, teacher: BertForMaskedLM on ``device``; teacher may be None.
         intermediate_matches: from matches.get_matches.
         rank, processes: this process's place in torch.distributed, which was initialised if there are several.
+        batches: my_datasets.TrainingBatches, asked which examples a broken step had.
+        resumed: from checkpoint.load_state, to go on with that run.
     """
 
-    def __init__(self, args, student, teacher, intermediate_matches: list[dict], device: torch.device, rank: int = 0, processes: int = 1):
+    def __init__(
+        self,
+        args,
+        student,
+        teacher,
+        intermediate_matches: list[dict],
+        device: torch.device,
+        rank: int = 0,
+        processes: int = 1,
+        batches=None,
+        resumed: dict | None = None,
+    ):
         self.args, self.device, self.processes = args, device, processes
         super().__init__(
             TrainingConfig(
@@ -77,7 +90,7 @@ class Distiller(GeneralDistiller):
                     model.set_attn_implementation(ATTENTION)
         self.wanted = {
             (who, match["feature"]): {
-                layer for m in intermediate_matches if m["feature"] == match["feature"] for layer in np.atleast_1d(m[key])
+                layer for m in intermediate_matches if m["feature"] == match["feature"] for layer in np.atleast_1d(m[key]).tolist()
             }
             for match in intermediate_matches
             for who, key in (("T", "layer_T"), ("S", "layer_S"))
@@ -86,6 +99,7 @@ class Distiller(GeneralDistiller):
         if args.compile:
             self.trained.compile(dynamic=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
+        self.batches, self.resumed = batches, resumed
         self.start_step = 0
         self.stop_signal = None
         self.pending: list[tuple[int, float, torch.Tensor]] = []
@@ -113,8 +127,7 @@ class Distiller(GeneralDistiller):
 
     def train_on_batch(self, batch: dict, args: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        with self.float32_products():
-            return self.trained(batch)
+        return self.trained(batch)
 
     # ---------------------------------------------------------------- the loop
 
@@ -123,7 +136,7 @@ class Distiller(GeneralDistiller):
         scheduler = scheduler_class(optimizer, **scheduler_args)
         if self.processes > 1:
             device_ids = [self.device.index] if self.device.type == "cuda" else None
-            self.trained = DistributedDataParallel(self.trained, device_ids=device_ids)
+            self.trained = DistributedDataParallel(self.trained, device_ids=device_ids, broadcast_buffers=False)
         self.restore(optimizer, scheduler)
         if self.rank == 0:
             if self.start_step == 0:
@@ -135,15 +148,15 @@ class Distiller(GeneralDistiller):
         return optimizer, scheduler, self.rank != 0
 
     def restore(self, optimizer, scheduler) -> None:
-        """Takes over a loaded training state (train.py sets ``resumed``); nothing to do for a fresh run."""
-        state = getattr(self, "resumed", None)
-        if state is None:
+        """Takes over the resumed training state; nothing to do for a fresh run."""
+        if self.resumed is None:
             return
-        self.start_step = state["step"]
-        self.core.projections.load_state_dict(state["projections"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.start_step = self.resumed["step"]
+        self.core.projections.load_state_dict(self.resumed["projections"])
+        optimizer.load_state_dict(self.resumed["optimizer"])
+        scheduler.load_state_dict(self.resumed["scheduler"])
+        self.scaler.load_state_dict(self.resumed["scaler"])
+        self.resumed = None  # the optimizer has its own copy
 
     @property
     def core(self) -> TrainedModules:
@@ -155,7 +168,7 @@ class Distiller(GeneralDistiller):
         """Trains to step ``num_steps``. ``dataloader`` yields this process's micro-batches from that of ``start_step`` on.
 
         Raises:
-            UserError: the loss is no longer finite (bfloat16 and float32; float16 skips the step).
+            UserError: the loss is no longer finite (float16 first skips steps and halves its scale).
             SystemExit: 143 or 130, after a checkpoint, when SIGTERM or SIGINT came.
         """
         self.core.student.train()
@@ -215,7 +228,7 @@ class Distiller(GeneralDistiller):
             counts[0] = total[0]
         mean = counts[0].float().clamp(min=1) / (len(micro_batches) * self.processes)
         for batch in micro_batches:
-            batch["num_masked"] = mean
+            batch["mean_masked"] = mean
         return int(counts[1])
 
     def write_pending(self, bar) -> None:
@@ -224,13 +237,14 @@ class Distiller(GeneralDistiller):
         self.pending = []
         values = torch.stack(values)
         if self.processes > 1:
-            dist.all_reduce(values[:, :-2])
-            values[:, :-2] /= self.processes
+            losses = values[:, :-2].contiguous()  # NCCL takes no other
+            dist.all_reduce(losses)
+            values[:, :-2] = losses / self.processes
         for step, rate, row in zip(steps, rates, values.tolist()):
             named = dict(zip(self.names, row))
             norm, scale = named.pop("grad_norm"), named.pop("loss_scale")
             finite = np.isfinite([*named.values(), norm]).all()
-            if not finite and not self.args.fp16:
+            if not finite and (not self.args.fp16 or scale < 1):  # float16: no scale is small enough, so it is not the scale
                 raise self.not_finite(step, {**named, "grad_norm": norm})
             with self.writing_scalars():
                 for name, value in {**named, "grad_norm": norm, "learning_rate": rate}.items() if finite else ():
@@ -249,8 +263,8 @@ class Distiller(GeneralDistiller):
         bar.update(steps[-1] - bar.n)
 
     def mfu(self, samples_per_second: float) -> float | None:
-        """Needed floating-point operations a second over the GPUs' dense bf16 peak; None on a device whose peak is not known."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        """Needed floating-point operations a second over the GPUs' dense bf16 peak; None in float32 and where the peak is not known."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" and self.half else ""
         peak = next((peak for part, peak in DENSE_BF16_PEAK.items() if part in name), None)
         return peak and samples_per_second * self.flops() / (peak * self.processes)
 
@@ -302,8 +316,20 @@ class Distiller(GeneralDistiller):
                 f"{self.args.output_dir}: the TensorBoard scalars could not be written ({error.strerror}); free some space and resume"
             ) from None
 
+    @contextmanager
     def stopping_at_signals(self):
-        return _StoppingAtSignals(self)
+        """SIGTERM, SIGINT and a lost terminal ask the loop to finish its step and stop; more of them change nothing."""
+
+        def note(number, frame):
+            self.stop_signal = self.stop_signal or number
+
+        wanted = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, note) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _leave_to_the_caller(failed) -> None:
@@ -312,21 +338,10 @@ def _leave_to_the_caller(failed) -> None:
         threading.__excepthook__(failed)
 
 
-class _StoppingAtSignals:
-    """SIGTERM and SIGINT ask the loop to finish its step and stop; more of them change nothing."""
-
-    def __init__(self, distiller: Distiller):
-        self.distiller = distiller
-
-    def __enter__(self):
-        self.previous = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(self, number, frame):
-        self.distiller.stop_signal = self.distiller.stop_signal or number
-
-    def __exit__(self, *exception):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+def leave_signals_to_the_parent(worker: int) -> None:
+    """For loader workers: a signal to the whole process group must not take the data away from the step that is to be finished."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -336,12 +351,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """AdamW's groups: decay for all but biases and LayerNorm (Devlin et al. 2019)."""
-    named = list(model.named_parameters())
-    plain = [parameter for name, parameter in named if name.endswith("bias") or "LayerNorm" in name]
-    return [
-        {
-            "params": [parameter for name, parameter in named if not (name.endswith("bias") or "LayerNorm" in name)],
-            "weight_decay": weight_decay,
-        },
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name.endswith("bias") or "LayerNorm" in name].append(parameter)
+    return [{"params": groups[False], "weight_decay": weight_decay}, {"params": groups[True], "weight_decay": 0.0}]

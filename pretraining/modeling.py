@@ -11,7 +11,14 @@ from utils import UserError, first_line, read_json, require_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 CODE_KEYS = ("auto_map", "trust_remote_code", "attn_implementation", "_attn_implementation")  # would name code from elsewhere
-DENSE_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "A800": 312e12, "H800": 989e12, "L40": 181e12, "4090": 165e12}
+DENSE_BF16_PEAK = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}  # the first that fits; datasheets
 
 
 def masked_lm_outputs(model: BertForMaskedLM, batch: dict, hidden_states: bool = False, attentions: bool = False) -> MaskedLMOutput:
@@ -39,7 +46,7 @@ class PickedLogits(NamedTuple):
     Attributes:
         logits: (positions, vocabulary).
         used: (positions,) bool; unused places fill a row up to the fixed number.
-        count: scalar; how many used positions the mean is taken over.
+        count: scalar; the step's used positions per micro-batch, over all processes: what a mean over the global batch divides by.
     """
 
     logits: torch.Tensor
@@ -65,7 +72,7 @@ def masked_lm_loss(student: PickedLogits, labels: torch.Tensor) -> torch.Tensor:
 def adaptor(batch: dict, outputs: MaskedLMOutput) -> dict:
     """TextBrewer's adaptor for both models; the match losses are means over all positions, as in the published recipe."""
     labels = batch["labels"].flatten()
-    picked = PickedLogits(outputs.logits, labels >= 0, batch["num_masked"])
+    picked = PickedLogits(outputs.logits, labels >= 0, batch["mean_masked"])
     return {"logits": [picked], "hidden": outputs.hidden_states, "attention": outputs.attentions}
 
 

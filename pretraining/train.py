@@ -53,6 +53,12 @@ def main() -> None:
     cuda = torch.cuda.is_available() and not args.no_cuda
     if args.fp16 and not cuda:
         raise UserError("--fp16 needs a CUDA device; on the CPU use --bf16 or float32")
+    if args.bf16 and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"--bf16: {torch.cuda.get_device_name()} has no bfloat16; use --fp16 (precision=fp16 sh distill.sh)")
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
+        )
     output_dir = Path(args.output_dir)
     require_writable_place(output_dir, "--output_dir")
     if args.check_only:
@@ -94,6 +100,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     if processes > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        check_same_run(steps_done, identity)
 
     student.to(device)
     if teacher:
@@ -109,22 +116,21 @@ def main() -> None:
     # ---- training
     masker = WholeWordMasker(tokenizer, args.max_seq_length, args.mlm_probability, args.random_seed)
     if steps_done >= args.num_train_steps and args.do_train:
-        print(f"{resumed_from}: all {args.num_train_steps} steps are done")
+        if rank == 0:
+            print(f"{resumed_from}: all {args.num_train_steps} steps are done")
     elif args.do_train:
-        from distiller import Distiller, parameter_groups
+        from distiller import Distiller, leave_signals_to_the_parent, parameter_groups
         from torch.utils.data import DataLoader
         from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
-        distiller = Distiller(args, student, teacher, intermediate_matches, device, rank, processes)
-        distiller.resumed = state
         batches = TrainingBatches(
             train_dataset, masker, args.random_seed, args.train_batch_size, args.gradient_accumulation_steps, rank, processes
         )
-        distiller.batches = batches
+        distiller = Distiller(args, student, teacher, intermediate_matches, device, rank, processes, batches, state)
         due = range(steps_done * args.gradient_accumulation_steps, args.num_train_steps * args.gradient_accumulation_steps)
-        loader = DataLoader(
-            batches, batch_size=None, sampler=due, num_workers=2 if cuda else 0, pin_memory=cuda, prefetch_factor=8 if cuda else None
-        )
+        # A step takes all its micro-batches before it begins, so a step's worth must be ready while the one before is computed.
+        ahead = {"num_workers": 2, "pin_memory": True, "prefetch_factor": max(8, args.gradient_accumulation_steps)} if cuda else {}
+        loader = DataLoader(batches, batch_size=None, sampler=due, worker_init_fn=leave_signals_to_the_parent, **ahead)
         optimizer = torch.optim.AdamW(parameter_groups(student, args.weight_decay_rate), lr=args.learning_rate, eps=1e-6, fused=True)
         warmup = {"num_warmup_steps": int(args.warmup_proportion * args.num_train_steps)}
         linear = args.official_schedule == "linear"
@@ -152,7 +158,7 @@ def main() -> None:
 
     # ---- evaluation
     if args.do_eval:
-        if teacher and (args.bf16 or args.fp16):  # training has rounded its weights
+        if teacher and (args.bf16 or args.fp16) and args.do_train:  # training may have rounded its weights
             teacher = load_masked_lm(args.teacher_name_or_path, "the teacher").to(device)
         models = {"student": student, **({"teacher": teacher} if teacher else {})}
         fixed = WholeWordMasker(tokenizer, args.max_seq_length, args.mlm_probability, seed=0)
@@ -167,6 +173,18 @@ def main() -> None:
                 json.dump(results, file, indent=1)
     if processes > 1:
         dist.destroy_process_group()
+
+
+def check_same_run(steps_done: int, identity: dict | None) -> None:
+    """Refuses processes that would not do the same: each machine must see the same checkpoints, data and models."""
+    import torch.distributed as dist
+
+    others = [None] * dist.get_world_size()
+    dist.all_gather_object(others, json.dumps([steps_done, identity], sort_keys=True))
+    if len(set(others)) > 1:
+        raise UserError(
+            "the machines see different checkpoints, data or models; put output_dir and the data on a disk that all of them share"
+        )
 
 
 def check_models(args, tokenizer, student_config, teacher_config, intermediate_matches: list[dict]) -> None:

@@ -101,10 +101,10 @@ SCORES = {  # F1 of cmrc2018 and accuracy of ocnli, each for the rates 2e-5 and 
 def experiment(tmp_path):
     """A work directory with the scores above and nothing else."""
     settings = {"seeds": "1 2", "tasks": "ocnli:100:10 cmrc2018:100:10", "learning_rates": "2e-5 1e-4"}
-    budget = {"length": 512, "student_batch": 32, "student_steps": 3000, "teacher_batch": 128, "teacher_steps": 5600}
+    budget = {"length": 512, "student_batch": 32, "student_steps": 3000, "teacher_batch": 128, "shallow_steps": 3000, "teacher_steps": 4700}
     (tmp_path / "settings.txt").write_text("".join(f"{name}={value}\n" for name, value in {**settings, **budget}.items()))
     for kind in report.TRAINED:
-        for name in ["teacher"] if kind == "teacher" else [f"{kind}-1", f"{kind}-2"]:
+        for name in [kind] if kind in ("shallow", "teacher") else [f"{kind}-1", f"{kind}-2"]:
             (tmp_path / "runs" / name).mkdir(parents=True)
             figures = {"loss": 2.0, "accuracy": 0.5 + 0.01 * name.endswith("2"), "masked_tokens": 1000}
             (tmp_path / "runs" / name / "eval.json").write_text(json.dumps({"student": figures}))
@@ -143,7 +143,12 @@ def test_tables_of_the_published_form(experiment):
     assert "| Narrow-deep, two-stage | measured | 74.5/74.5 | 87.1 |" in tables
     assert "| Teacher | CMRC 2018 | 51.00 ± 1.41 | **55.00 ± 1.41** | 4.00 ± 0.00 |" in report.rates_table(experiment)
     assert "| Narrow-deep, one-stage | 2.0000 ± 0.0000 | 50.50 ± 0.71 |" in report.masked_lm_table(experiment)
-    assert [experiment.budget(kind) for kind in ("teacher", "ta", "two_stage")] == [367_001_600, 49_152_000, 49_152_000]
+    assert [experiment.budget(kind) for kind in ("shallow", "teacher", "ta", "two_stage")] == [
+        196_608_000,
+        308_019_200,
+        49_152_000,
+        49_152_000,
+    ]
 
 
 def test_published_differences_are_those_of_the_shared_tasks():
@@ -197,11 +202,11 @@ def test_shapes_of_both_scales(scale, tmp_path):
     """The encoders compared agree within 3 %, the assistant has the teacher's size, and every setting is there."""
     settings = settings_of(scale)
     assert all(settings.values())
-    names = ("teacher", "ta", "narrow_deep", "wide_shallow")
+    names = ("shallow", "teacher", "ta", "narrow_deep", "wide_shallow")
     prepare.write_configs([f"{name}={settings[f'{name}_shape']}" for name in names], 21128, int(settings["positions"]), tmp_path)
     configs = {name: read_config(tmp_path / f"{name}.json", name) for name in names}
-    assert [config.num_hidden_layers for config in configs.values()] == [12, 6, 6, 4]
-    assert configs["ta"].hidden_size == configs["teacher"].hidden_size
+    assert [config.num_hidden_layers for config in configs.values()] == [3, 12, 6, 6, 4]
+    assert configs["shallow"].hidden_size == configs["ta"].hidden_size == configs["teacher"].hidden_size
     sizes = [prepare.encoder_parameters(configs[name]) for name in ("narrow_deep", "wide_shallow")]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.03)
     assert len(settings["seeds"].split()) >= 2 and len(settings["learning_rates"].split()) >= 2
@@ -300,18 +305,8 @@ def stubbed(tmp_path):
     return {"SCALE": "dry", "PLACE": str(tmp_path), **{name: str(path) for name, path in paths.items()}}
 
 
-ORDER = [
-    "prepare.py",
-    "run_chinese_ref.py",
-    "my_datasets.py",
-    "teacher",
-    "init_checkpoint_TA.py",
-    "ta-1",
-    "ta-2",
-    "one_stage-1",
-    "one_stage-2",
-]
-ORDER += ["wide_shallow-1", "wide_shallow-2", "no_teacher-1", "no_teacher-2", "two_stage-1", "two_stage-2"]
+ORDER = """prepare.py run_chinese_ref.py my_datasets.py shallow init_checkpoint_TA.py teacher init_checkpoint_TA.py ta-1 ta-2
+one_stage-1 one_stage-2 wide_shallow-1 wide_shallow-2 no_teacher-1 no_teacher-2 two_stage-1 two_stage-2""".split()
 FINETUNED = ["teacher", "two_stage", "one_stage", "wide_shallow", "no_teacher"]
 
 
@@ -322,13 +317,13 @@ def test_a_failed_job_stops_the_others_and_the_same_command_goes_on(stubbed, tmp
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[0] == "error: one_stage-1 ended with status 2: error: one_stage-1 is wrong"
     done = {path.name for path in (tmp_path / "work" / "done").iterdir()}
-    assert done == {"prepare", "references", "shards", "teacher", "ta_init", "ta-1", "ta-2"}
+    assert done == {"prepare", "references", "shards", "shallow", "teacher_init", "teacher", "ta_init", "ta-1", "ta-2"}
     for name in ("fail-one_stage-1", "wait-one_stage-2"):
         (tmp_path / name).unlink()
     (tmp_path / "started").unlink()
     assert run_sh(**stubbed).returncode == 0
     started = (tmp_path / "started").read_text().split()
-    assert sorted(started[:8]) == sorted(ORDER[7:])  # two at a time
+    assert sorted(started[:8]) == sorted(ORDER[9:])  # two at a time
     assert sorted(started[8:-1]) == sorted(f"{kind}-{seed}" for kind in FINETUNED for seed in (1, 2))
     assert started[-1] == "report.py"
     history = [line.split("\t") for line in (tmp_path / "work" / "history.tsv").read_text().splitlines()]
@@ -341,10 +336,12 @@ def test_the_gpu_scale_starts_every_run_with_valid_arguments(stubbed, tmp_path):
     started = (tmp_path / "started").read_text().split()
     students = [f"{kind}-{seed}" for kind in ("two_stage", "one_stage", "wide_shallow", "no_teacher", "ta") for seed in (1, 2, 3)]
     tuned = [f"{kind}-{seed}" for kind in FINETUNED for seed in (1, 2, 3)]
-    assert sorted(started) == sorted([*students, *tuned, "teacher", *(name for name in ORDER if name.endswith(".py")), "report.py"])
+    assert sorted(started) == sorted(
+        [*students, *tuned, "shallow", "teacher", *(name for name in ORDER if name.endswith(".py")), "report.py"]
+    )
 
     settings, work = settings_of("gpu"), tmp_path / "work"
-    shapes = {name: settings[f"{name}_shape"] for name in ("teacher", "ta", "narrow_deep", "wide_shallow")}
+    shapes = {name: settings[f"{name}_shape"] for name in ("shallow", "teacher", "ta", "narrow_deep", "wide_shallow")}
     prepare.write_configs([f"{name}={shape}" for name, shape in shapes.items()], 21128, int(settings["positions"]), work)
     configs = {name: read_config(work / f"{name}.json", name) for name in shapes}
     tokens = {}
@@ -353,9 +350,9 @@ def test_the_gpu_scale_starts_every_run_with_valid_arguments(stubbed, tmp_path):
             args = config.parse(shlex.split(command)[2:])
             teacher = "ta" if job.startswith("two_stage") else "teacher"
             get_matches(args.matches, configs[Path(args.student_config).stem], configs[teacher])
-            assert bool(args.matches) == bool(args.teacher_name_or_path) == (not job.startswith(("no_teacher", "teacher")))
+            assert bool(args.matches) == bool(args.teacher_name_or_path) == (not job.startswith(("no_teacher", "teacher", "shallow")))
             tokens[job] = args.num_train_steps * args.train_batch_size * args.max_seq_length
-    assert {tokens[name] for name in students} == {49_152_000} and tokens["teacher"] == 367_001_600
+    assert {tokens[name] for name in students} == {49_152_000} and tokens["shallow"] + tokens["teacher"] == 504_627_200
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -386,15 +383,15 @@ def test_dry_run_killed_and_continued(tmp_path):
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     done = {path.name: path.stat().st_mtime_ns for path in (work / "done").iterdir()}
-    teacher = (work / "runs" / "teacher" / "gs40" / "model.safetensors").stat().st_mtime_ns
+    teacher = (work / "runs" / "teacher" / "gs20" / "model.safetensors").stat().st_mtime_ns
 
     ended = run_sh(**environment)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert {name: (work / "done" / name).stat().st_mtime_ns for name in done} == done
-    assert (work / "runs" / "teacher" / "gs40" / "model.safetensors").stat().st_mtime_ns == teacher
+    assert (work / "runs" / "teacher" / "gs20" / "model.safetensors").stat().st_mtime_ns == teacher
     history = [line.split("\t") for line in (work / "history.tsv").read_text().splitlines()]
     begun = [name for _, event, name in history if event == "begin" and not name.startswith("stage ")]
-    assert len(set(begun)) == 3 + 2 + 5 * 2 + 5 * 2  # data; teacher, first weights; assistants, students; fine-tuning
+    assert len(set(begun)) == 3 + 4 + 5 * 2 + 5 * 2  # data; teacher and first weights; assistants, students; fine-tuning
     assert {name for name in begun if begun.count(name) > 1}.isdisjoint(done)
 
     page = (work / "report" / "README.md").read_text()

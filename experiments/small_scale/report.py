@@ -30,8 +30,9 @@ KINDS = {
     "no_teacher": "Narrow-deep, no teacher",
 }
 STUDENTS = [kind for kind in KINDS if kind != "teacher"]
-TRAINED = {"teacher": "Teacher", "ta": "Assistant", **KINDS}
-SHAPES = {"teacher": "teacher", "ta": "ta", "wide_shallow": "wide_shallow"}  # of the others: narrow_deep
+TRAINED = {"shallow": "Teacher, its first layers", "teacher": "Teacher", "ta": "Assistant", **KINDS}
+SINGLE = ("shallow", "teacher")  # one for all seeds
+SHAPES = {name: name for name in ("shallow", "teacher", "ta", "wide_shallow")}  # of the others: narrow_deep
 
 # The 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom.
 T_975 = (
@@ -137,8 +138,8 @@ class Experiment:
         }
 
     def runs(self, kind: str) -> list[str]:
-        """The names of a kind's training runs; there is one teacher for all seeds."""
-        return ["teacher"] if kind == "teacher" else [f"{kind}-{seed}" for seed in self.seeds]
+        """The names of a kind's training runs."""
+        return [kind] if kind in SINGLE else [f"{kind}-{seed}" for seed in self.seeds]
 
     def score(self, kind: str, seed: str, task: str, rate: str) -> dict[str, float]:
         path = self.work / "finetuning" / f"{kind}-{seed}" / task / rate / "results.json"
@@ -171,8 +172,12 @@ class Experiment:
 
     def budget(self, kind: str) -> int:
         """Tokens that one training run of this kind sees."""
-        who = "teacher" if kind == "teacher" else "student"
-        return int(self.settings["length"]) * int(self.settings[f"{who}_batch"]) * int(self.settings[f"{who}_steps"])
+        steps = int(self.settings[f"{kind}_steps" if kind in SINGLE else "student_steps"])
+        return int(self.settings["length"]) * self.batch(kind) * steps
+
+    def batch(self, kind: str) -> int:
+        """Sequences a step."""
+        return int(self.settings["teacher_batch" if kind in SINGLE else "student_batch"])
 
 
 def mean_of(rows: list[list[float]]) -> list[float]:
@@ -343,7 +348,10 @@ def budgets_table(experiment: Experiment) -> str:
     for kind, title in TRAINED.items():
         shape = SHAPES.get(kind, "narrow_deep")
         encoder = encoder_parameters(read_config(experiment.work / "data" / "configs" / f"{shape}.json", "a model's config"))
-        before = f"an assistant of its own: {experiment.budget('ta'):,}" if kind == "two_stage" else "–"
+        before = {
+            "teacher": f"its first layers: {experiment.budget('shallow'):,}",
+            "two_stage": f"an assistant of its own: {experiment.budget('ta'):,}",
+        }.get(kind, "–")
         cells = [
             experiment.settings[f"{shape}_shape"],
             f"{encoder:,}",
@@ -361,9 +369,9 @@ def masked_lm_table(experiment: Experiment) -> str:
         losses = [result["loss"] for result in experiment.evaluations[kind]]
         accuracies = [100 * result["accuracy"] for result in experiment.evaluations[kind]]
         single = [f"{losses[0]:.4f}", f"{accuracies[0]:.2f}"]
-        rows.append([title, *(single if kind == "teacher" else [mean_std(losses, 4), mean_std(accuracies)])])
+        rows.append([title, *(single if kind in SINGLE else [mean_std(losses, 4), mean_std(accuracies)])])
     tokens = experiment.evaluations["teacher"][0]["masked_tokens"]
-    return f"{markdown_table(rows)}\n\nOn {tokens:,} masked tokens of the dev articles, whole words, the same masks for all; one teacher."
+    return f"{markdown_table(rows)}\n\nOn {tokens:,} masked tokens of the dev articles, whole words, the same masks for all."
 
 
 # ---------------------------------------------------------------- stages
@@ -400,9 +408,8 @@ def speed_table(experiment: Experiment, curves: dict[str, Curve], history: list[
         known = times[stage].seconds and not times[stage].interrupted
         rows.append([stage, "1", f"{tokens / times[stage].seconds:,.0f}" if known else "–", "–", "–"])
     for kind, title in TRAINED.items():
-        batch = int(experiment.settings["teacher_batch" if kind == "teacher" else "student_batch"])
-        rates = [steps_a_second(curves[name]) * batch for name in experiment.runs(kind)]
-        at_once = "1" if kind == "teacher" else f"up to {experiment.settings['train_jobs']}"
+        rates = [steps_a_second(curves[name]) * experiment.batch(kind) for name in experiment.runs(kind)]
+        at_once = "1" if kind in SINGLE else f"up to {experiment.settings['train_jobs']}"
         rate = statistics.fmean(rates)
         rows.append([f"training, {title}", at_once, f"{rate * length:,.0f}", f"{rate:,.1f}", memory_cell(work, experiment.runs(kind))])
     for kind, title in KINDS.items():
@@ -512,7 +519,7 @@ SCALE=gpu corpus=zhwiki.txt.xz vocabulary=vocab.txt ltp=ltp_model tasks_dir=task
 Killed and started again, it goes on where it stopped. `SCALE=dry` runs every stage in minutes on two CPU cores. `corpus` is UTF-8 text of about 100 MB,
 plain or `.xz`, a paragraph a line, a blank line at the end of each article; `vocabulary` is BERT's `vocab.txt`; `ltp` the
 directory of an LTP model; `tasks_dir` holds the tasks' files as distributed, in `cmrc2018/`, `ocnli/`, `tnews/` and `chnsenticorp/`. A teacher is trained
-from nothing and teaches assistants and students of a few seeds, which are then fine-tuned. All settings, with their reasons, stand in
+from nothing (three layers first, then four times those) and teaches assistants and students of a few seeds, which are then fine-tuned. All settings, with their reasons, stand in
 [settings.sh](settings.sh); they were written down before the first run, and nothing is tuned on the results.
 
 ## Verdicts

@@ -108,11 +108,15 @@ await_oldest() {
     echo "$(date +%T) $job_ended is done"
 }
 
-# end_stage: waits for the stage's jobs.
-end_stage() {
+await_all() {
     while [ -n "$running" ]; do
         await_oldest
     done
+}
+
+# end_stage: waits for the stage's jobs.
+end_stage() {
+    await_all
     [ -z "$begun" ] || note done "stage $stage"
 }
 
@@ -152,6 +156,13 @@ student() {
     train "$name" "$shape" "$student_batch" "$student_steps" "$student_save_steps" "$seed" "$@"
 }
 
+# first_layers NAME MODEL LAYERS: first weights out of some of a model's layers, before anything else goes on.
+first_layers() {
+    # shellcheck disable=SC2086
+    start "$1" "$python" scripts/init_checkpoint_TA.py --model_name_or_path "$2" --dump_checkpoint "$work/runs/$1" --layers $3
+    await_all
+}
+
 # finetune NAME MODEL: one seed of one model on all tasks with all learning rates.
 finetune() {
     # shellcheck disable=SC2086
@@ -175,7 +186,7 @@ stage data 1
 # shellcheck disable=SC2086
 start prepare "$python" "$here/prepare.py" --scale "$SCALE" --corpus "$corpus" --corpus_bytes "$corpus_bytes" --dev_every "$dev_every" \
     --vocabulary "$vocabulary" --ltp "$ltp" --tasks_dir "$tasks_dir" --tasks $tasks --positions "$positions" --length "$length" \
-    --shapes "teacher=$teacher_shape" "ta=$ta_shape" "narrow_deep=$narrow_deep_shape" "wide_shallow=$wide_shallow_shape" \
+    --shapes "shallow=$shallow_shape" "teacher=$teacher_shape" "ta=$ta_shape" "narrow_deep=$narrow_deep_shape" "wide_shallow=$wide_shallow_shape" \
     --output_dir "$work/data"
 end_stage
 
@@ -191,13 +202,14 @@ end_stage
 # ---------------------------------------------------------------- 2. teacher and assistant
 
 stage teacher 1
-train teacher teacher "$teacher_batch" "$teacher_steps" "$teacher_save_steps" 0 --tokenizer "$work/data/vocabulary"
+train shallow shallow "$teacher_batch" "$shallow_steps" "$teacher_save_steps" 0 --tokenizer "$work/data/vocabulary"
+first_layers teacher_init "$work/runs/shallow/gs$shallow_steps" "$teacher_layers"
+train teacher teacher "$teacher_batch" "$teacher_steps" "$teacher_save_steps" 0 --tokenizer "$work/data/vocabulary" \
+    --student_pretrained_weights "$work/runs/teacher_init"
 end_stage
 
 stage "assistant and one-stage students" "$train_jobs"
-# shellcheck disable=SC2086
-start ta_init "$python" scripts/init_checkpoint_TA.py --model_name_or_path "$teacher" --dump_checkpoint "$work/runs/ta_init" --layers $ta_layers
-while [ -n "$running" ]; do await_oldest; done
+first_layers ta_init "$teacher" "$ta_layers"
 for seed in $seeds; do
     student "ta-$seed" ta --teacher_name_or_path "$teacher" --student_pretrained_weights "$work/runs/ta_init" --matches L6_hidden_mse
 done
