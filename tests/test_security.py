@@ -8,16 +8,19 @@ import shutil
 import sys
 from pathlib import Path
 
+import export
 import my_datasets
 import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
 import torch
+import training
 import workplace
 from my_datasets import load_shards
 from safetensors.torch import load_file
-from utils import TextAndRefs
+from tasks import TASKS
+from utils import TextAndRefs, UserError
 from workplace import command_line, run_here
 
 TRAIN, TA = "train.py", "scripts/init_checkpoint_TA.py"
@@ -122,6 +125,15 @@ def test_a_checkpoint_whose_weights_want_to_run_code(save, work, marker, capfd):
     (checkpoint / "checksums.json").write_text(json.dumps(sums))
     before = workplace.entries(work)
     assert_refused(run_here(TRAIN, command_line(TRAIN, **changes), work, capfd), "run/gs2", before, work)
+
+
+@pytest.mark.parametrize("save", SAVED)
+def test_finetuning_and_export_load_no_such_weights_either(save, spoiled_teacher, work):
+    spoiled_teacher(save)
+    with pytest.raises(UserError, match="the weights of the model cannot be loaded"):
+        training.load_model(str(work / "teacher"), TASKS["ocnli"], ("a", "b"), "the model")
+    with pytest.raises(UserError, match="the weights cannot be loaded"):
+        export.load_model(work / "teacher")
 
 
 def sha256(path: Path) -> str:

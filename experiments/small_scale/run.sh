@@ -201,9 +201,12 @@ end_stage
 
 # ---------------------------------------------------------------- 2. teacher and assistant
 
-stage teacher 1
+stage "teacher, its first layers" 1
 train shallow shallow "$teacher_batch" "$shallow_steps" "$teacher_save_steps" 0 --tokenizer "$work/data/vocabulary"
 first_layers teacher_init "$work/runs/shallow/gs$shallow_steps" "$teacher_layers"
+end_stage
+
+stage teacher 1
 train teacher teacher "$teacher_batch" "$teacher_steps" "$teacher_save_steps" 0 --tokenizer "$work/data/vocabulary" \
     --student_pretrained_weights "$work/runs/teacher_init"
 end_stage
