@@ -11,13 +11,16 @@ real size with random weights.
 import argparse
 import json
 import os
+import random
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -177,24 +180,30 @@ def load_batch(work: Path, size: int) -> tuple[int, dict]:
 
 
 def step_stage(work: Path, args) -> list[Row]:
+    ours, bf16, stock = step_seconds(work, args, "RBT6 -> H256", 4, [{}, {"bf16": True}])
+    rows = [
+        faster("step RBT6 -> H256, float32", ours, stock, 2.0),
+        faster("step RBT6 -> H256, --bf16 against float32", bf16, stock, 4.0),
+    ]
+    ours, stock = step_seconds(work, args, "RoBERTa -> RBT6", 2, [{}])
+    return [*rows, faster("step RoBERTa -> RBT6, float32", ours, stock, 1.4)]
+
+
+def step_seconds(work: Path, args, pair: str, size: int, settings: list[dict]) -> list[list[float]]:
+    """Seconds of a step in each round: ours with each of the settings, then stock TextBrewer's; checks that the losses are the same."""
     import torch
     from sides import OurSide, StockSide, build_models, losses_without_dropout, stock_batch
 
-    rows = []
-    for pair, size, target, bf16_target in (("RBT6 -> H256", 4, 2.0, 4.0), ("RoBERTa -> RBT6", 2, 1.4, None)):
-        vocabulary, batch = load_batch(work, size)
-        models, device = build_models(pair, vocabulary, torch.device("cpu")), torch.device("cpu")
-        out = str(work / "out")
-        bf16 = [OurSide(models.copy(), device, out, train_batch_size=size, bf16=True)] if bf16_target else []
-        ours, stock = OurSide(models.copy(), device, out, train_batch_size=size), StockSide(models, device, out)
-        losses = losses_without_dropout(ours, stock, batch)
-        if abs(losses[0] - losses[1]) > 2e-6 * losses[1]:
-            raise UserError(f"{pair}: the losses differ, ours {losses[0]}, TextBrewer's {losses[1]}")
-        seconds = rounds(args, *(lambda side=side: side.step(batch) for side in (ours, *bf16)), lambda: stock.step(stock_batch(batch)))
-        rows.append(faster(f"step {pair}, float32", seconds[0], seconds[-1], target))
-        if bf16_target:
-            rows.append(faster(f"step {pair}, --bf16 against float32", seconds[1], seconds[-1], bf16_target))
-    return rows
+    device, out = torch.device("cpu"), str(work / "out")
+    vocabulary, batch = load_batch(work, size)
+    models = build_models(pair, vocabulary, device)
+    ours = [OurSide(models.copy(), device, out, train_batch_size=size, **setting) for setting in settings]
+    stock = StockSide(models, device, out)
+    losses = losses_without_dropout(ours[0], stock, batch)
+    if abs(losses[0] - losses[1]) > 2e-6 * losses[1]:
+        raise UserError(f"{pair}: the losses differ, ours {losses[0]}, TextBrewer's {losses[1]}")
+    steps = [partial(side.step, batch) for side in ours]
+    return rounds(args, *steps, partial(stock.step, stock_batch(batch)))
 
 
 def memory_stage(work: Path, args) -> list[Row]:
@@ -340,27 +349,29 @@ def references_stage(work: Path, args) -> list[Row]:
         with mock.patch.object(sys, "argv", arguments):
             run_chinese_ref.main()
 
-    ours_seconds, words, encodings = rounds(args, ours, lambda: model.batch_predict(lines, parallelism=True), lambda: backend.encode_batch(lines))
+    ours_seconds, words, encodings = rounds(
+        args, ours, lambda: model.batch_predict(lines, parallelism=True), lambda: backend.encode_batch(lines)
+    )
     floor = [sum(both) for both in zip(words, encodings)]
     return [under("run_chinese_ref, legacy LTP / LTP + fast tokenizer", "s", ours_seconds, floor, below=1.3)]
 
 
 def neural_stage(work: Path, args) -> list[Row]:
     """Segmentation with a neural model of 12 layers of size 256, random weights; the peer takes 50 lines at a time in their order."""
-    from ltp.nerual import LTP
     from run_chinese_ref import CHINESE_PAIR, MAX_CHARACTERS, covering, load_segmenter, read_ltp_directory, words_of
 
-    write_neural_ltp(work / "neural", work / "bert/vocab.txt")
-    lines = [line for line in sample_lines(work) if len(line) < MAX_CHARACTERS - 10 and CHINESE_PAIR.search(line)][:50]
+    lines = [line for line in sample_lines(work) if len(line) < MAX_CHARACTERS - 10 and CHINESE_PAIR.search(line)]
+    lines = random.Random(1).sample(lines, 100)
+    write_neural_ltp(work / "neural", work / "bert", lines[:20])
     segment, found = load_segmenter(read_ltp_directory(work / "neural")), {}
-    stock: LTP = segment.model
 
     def ours():
         found["ours"] = words_of(lines, segment)
 
     def peer():
-        words = map(covering, lines, stock.pipeline(lines, tasks=["cws"]).cws)
-        found["peer"] = list(chain.from_iterable(words))
+        batches = (lines[first : first + 50] for first in range(0, len(lines), 50))
+        words = chain.from_iterable(segment.model.pipeline(batch, tasks=["cws"]).cws for batch in batches)
+        found["peer"] = list(chain.from_iterable(map(covering, lines, words)))
 
     args.rounds = 1 if not args.full else args.rounds  # the peer takes many seconds a round
     ours_seconds, peer_seconds = rounds(args, ours, peer)
@@ -369,37 +380,38 @@ def neural_stage(work: Path, args) -> list[Row]:
     return [faster("run_chinese_ref, neural LTP / batches of 50 unsorted lines", ours_seconds, peer_seconds, 3.0)]
 
 
-def write_neural_ltp(directory: Path, vocabulary: Path) -> None:
-    """A neural LTP directory of the published small size, its weights spread so that both tags come up."""
-    import shutil
-
+def write_neural_ltp(directory: Path, bert: Path, lines: list[str]) -> None:
+    """A neural LTP directory of the published small size with random weights that give the lines as many tags of either kind."""
     import torch
     from ltp.nerual import LTP
+    from transformers import BertTokenizer
 
     size = {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4, "intermediate_size": 1024}
-    count = len(vocabulary.read_text(encoding="utf-8").split("\n")) - 1
-    backbone = {"model_type": "electra", "vocab_size": count, "max_position_embeddings": 512, **size}
-    parts = "ltp_core.models"
+    tokenizer, target = BertTokenizer.from_pretrained(str(bert)), "ltp_core.models."
+    backbone = {"model_type": "electra", "vocab_size": len(tokenizer), "max_position_embeddings": 512, **size}
+    head = {"_ltp_target_": target + "components.token.MLPTokenClassifier", "input_size": 256, "num_labels": 2, "dropout": 0.1}
     config = {
         "nerual": True,  # LTP's spelling
         "vocabs": {"cws": ["I-W", "B-W"]},
         "model": {
-            "_ltp_target_": f"{parts}.ltp_model.LTPModule",
-            "backbone": {"_ltp_target_": f"{parts}.utils.transformer.load_transformers", "config": backbone},
-            "processor": {"cws": {"_ltp_target_": f"{parts}.processor.TokenOnly"}},
-            "heads": {
-                "cws": {"_ltp_target_": f"{parts}.components.token.MLPTokenClassifier", "input_size": 256, "num_labels": 2, "dropout": 0.1}
-            },
+            "_ltp_target_": target + "ltp_model.LTPModule",
+            "backbone": {"_ltp_target_": target + "utils.transformer.load_transformers", "config": backbone},
+            "processor": {"cws": {"_ltp_target_": target + "processor.TokenOnly"}},
+            "heads": {"cws": head},
         },
     }
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
-    shutil.copy(vocabulary, directory / "vocab.txt")
+    shutil.copy(bert / "vocab.txt", directory)
     torch.manual_seed(1)
-    model = LTP(config=config).model
+    model = LTP(config=config).model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        inputs = tokenizer(lines, padding=True, return_tensors="pt")
+        hidden, mask = model.processor["cws"](model.backbone(**inputs), inputs["attention_mask"])
+        inside, begins = model.task_heads["cws"](hidden).logits[mask].T
+        list(model.task_heads["cws"].parameters())[-1][0] += (begins - inside).median()
     torch.save(model.state_dict(), directory / "pytorch_model.bin")
 
 

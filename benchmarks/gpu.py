@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 from rows import PRETRAINING, Row, faster, print_table, rate, under, write_json
 from utils import UserError, parse_one_line_errors, read_line_blocks, run_script
@@ -73,7 +74,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="minirbt_gpu_") as work:
         data = load_data(Path(work), args)
         for name, size in zip(SEQUENCES, args.batch_sizes):
-            pair_rows, pairs[name] = measure(name, size, data, Path(work), args)
+            pair_rows, pairs[name] = measure(Pair(name, data, Path(work), args), size)
             rows += pair_rows
             write_json(args.output, rows, machine=machine, pairs=pairs)  # after each pair: a call that is cut short leaves something
     for name, found in pairs.items():
@@ -116,79 +117,101 @@ def load_data(work: Path, args):
 # ---------------------------------------------------------------- one pair
 
 
-def measure(name: str, size: int, data, work: Path, args) -> tuple[list[Row], dict]:
+class Pair:
+    """One pair of models and what it is trained on."""
+
+    def __init__(self, name: str, data, work: Path, args):
+        self.name, self.args, self.output_dir = name, args, str(work / "out")
+        self.tokenizer, self.dataset, self.masker = data
+
+    def models(self):
+        from sides import build_models
+
+        return build_models(self.name, len(self.tokenizer), self.args.device, self.args.tiny)
+
+    def ours(self, size: int):
+        from sides import OurSide
+
+        args = self.args
+        settings = {"bf16": True, "compile": args.compile, "num_train_steps": args.steps, "ckpt_steps": args.steps}
+        settings |= {"train_batch_size": size, "max_seq_length": args.length}
+        return OurSide(self.models(), args.device, self.output_dir, **settings)
+
+    def stock(self, size: int):
+        import torch
+        from sides import StockSide
+
+        return StockSide(self.models(), self.args.device, self.output_dir, torch.bfloat16)
+
+    def batches(self, size: int):
+        from my_datasets import TrainingBatches
+
+        return TrainingBatches(self.dataset, self.masker, 1, size)
+
+    def batch(self, size: int) -> dict:
+        """One batch as the loader hands it out."""
+        batch = self.batches(size)[0]
+        return {key: tensor.pin_memory() for key, tensor in batch.items()} if self.args.device.type == "cuda" else batch
+
+    def stock_batch(self, size: int) -> dict:
+        from sides import stock_batch
+
+        return stock_batch(self.batch(size))
+
+
+def measure(pair: Pair, size: int) -> tuple[list[Row], dict]:
     """The rows of a pair of models, and what they do not show."""
-    import torch
-    from my_datasets import TrainingBatches
-    from sides import OurSide, StockSide, build_models, stock_batch
-
-    tokenizer, dataset, masker = data
-    cuda = args.device.type == "cuda"
-
-    def ours_of(size: int) -> "OurSide":
-        return OurSide(
-            build_models(name, len(tokenizer), args.device, args.tiny),
-            args.device,
-            str(work / "out"),
-            train_batch_size=size,
-            max_seq_length=args.length,
-            bf16=True,
-            compile=args.compile,
-            num_train_steps=args.steps,
-            ckpt_steps=args.steps,
-        )
-
-    def batch_of(size: int) -> dict:
-        batch = TrainingBatches(dataset, masker, 1, size)[0]
-        return {key: tensor.pin_memory() for key, tensor in batch.items()} if cuda else batch
-
-    size, ours = largest_that_fits(size, ours_of, batch_of)
-    batch = batch_of(size)
-    peak_ours = peak_memory(lambda: ours.step(dict(batch))) if cuda else None
-    batches = TrainingBatches(dataset, masker, 1, size)
-    train_loop(ours, [batch] * 2)
-    with_loader, ready, stock_seconds = [], [], []
-    for _ in range(args.rounds):
-        ready.append(train_loop(ours, [batch] * args.steps))
-        with_loader.append(train_loop(ours, real_loader(batches, args)))
-    profile = where_time_goes(lambda: ours.step(dict(batch)))
-    reached = [size / seconds for seconds in ready]
-    mfu = ours.distiller.mfu(sorted(reached)[len(reached) // 2])
-    gflop = ours.distiller.flops() / 1e9
-    del ours
+    ours = measure_ours(pair, size)
     free_memory()
-
-    def stock_of(size: int) -> "StockSide":
-        return StockSide(build_models(name, len(tokenizer), args.device, args.tiny), args.device, str(work / "out"), torch.bfloat16)
-
-    stock_size, stock = largest_that_fits(size, stock_of, lambda size: stock_batch(batch_of(size)))
-    full_batch = stock_batch(batch_of(stock_size))
-    peak_stock = peak_memory(lambda: stock.step(full_batch)) if cuda else None
-    for _ in range(args.rounds):
-        stock_seconds.append(seconds_a_step(lambda: stock.step(full_batch), max(1, args.steps // 4)))
-    del stock
+    stock = measure_stock(pair, ours["batch_size"])
     free_memory()
-    if cuda and stock_size != size:
-        smaller = ours_of(stock_size)
-        batch = batch_of(stock_size)
-        smaller.step(dict(batch))
-        peak_ours = peak_memory(lambda: smaller.step(dict(batch)))
-        del smaller
+    if stock["batch_size"] != ours["batch_size"]:
+        ours["peak"] = measure_peak(*largest_that_fits(stock["batch_size"], pair.ours, pair.batch)[1:])
         free_memory()
 
-    target, aim = SEQUENCES[name]
+    name, (target, aim) = pair.name, SEQUENCES[pair.name]
+    seconds = [side["seconds"] for side in (ours, stock)]
+    a_sequence = [[s / side["batch_size"] for s in side["seconds"]] for side in (ours, stock)]
     rows = [
-        rate(f"{name}: training loop (aim {aim:,})", reached, target, unit="sequences/s"),
-        faster(f"{name}: seconds a sequence, stock TextBrewer", [s / size for s in ready], [s / stock_size for s in stock_seconds], 3.0),
-        under(f"{name}: a step with the loader / on ready batches", "s", with_loader, ready, below=1.05),
+        rate(f"{name}: training loop (aim {aim:,})", [1 / s for s in a_sequence[0]], target, unit="sequences/s"),
+        faster(f"{name}: one sequence, against stock TextBrewer", *a_sequence, 3.0),
+        under(f"{name}: a step with the loader / on a ready batch", "s", ours["with_loader"], seconds[0], below=1.05),
     ]
-    if cuda:
-        rows.append(under(f"{name}: peak memory, batch {stock_size}", "GB", [peak_ours / 1e9], [peak_stock / 1e9], below=1 / 3))
-    return rows, {"batch_size": size, "stock_batch_size": stock_size, "mfu": mfu, "gflop_a_sequence": gflop, **profile}
+    if ours["peak"]:
+        gigabytes = ([ours["peak"] / 1e9], [stock["peak"] / 1e9])
+        rows.append(under(f"{name}: peak memory, batch {stock['batch_size']}", "GB", *gigabytes, below=1 / 3))
+    found = {key: ours[key] for key in ("batch_size", "mfu", "gflop_a_sequence", "time_of_a_step", "longest_kernels")}
+    return rows, {**found, "stock_batch_size": stock["batch_size"]}
+
+
+def measure_ours(pair: Pair, size: int) -> dict:
+    size, side, batch = largest_that_fits(size, pair.ours, pair.batch)
+    args, batches, peak = pair.args, pair.batches(size), measure_peak(side, batch)
+    train_loop(side, [batch] * 2)
+    seconds, with_loader = [], []
+    for _ in range(args.rounds):
+        seconds.append(train_loop(side, [batch] * args.steps))
+        with_loader.append(train_loop(side, real_loader(batches, args)))
+    return {
+        "batch_size": size,
+        "seconds": seconds,
+        "with_loader": with_loader,
+        "peak": peak,
+        "mfu": side.distiller.mfu(size / median(seconds)),
+        "gflop_a_sequence": side.distiller.flops() / 1e9,
+        **where_time_goes(lambda: side.step(dict(batch))),
+    }
+
+
+def measure_stock(pair: Pair, size: int) -> dict:
+    size, side, batch = largest_that_fits(size, pair.stock, pair.stock_batch)
+    peak, steps = measure_peak(side, batch), max(1, pair.args.steps // 4)
+    seconds = [seconds_a_step(lambda: side.step(dict(batch)), steps) for _ in range(pair.args.rounds)]
+    return {"batch_size": size, "seconds": seconds, "peak": peak}
 
 
 def largest_that_fits(size: int, side_of, batch_of):
-    """(batch size, side) after two steps with the largest size that fits, halving ``size`` until it does."""
+    """(batch size, side, batch) after two steps with the largest size that fits, halving ``size`` until it does."""
     import torch
 
     while True:
@@ -197,7 +220,7 @@ def largest_that_fits(size: int, side_of, batch_of):
         try:
             for _ in range(2):
                 side.step(dict(batch))
-            return size, side
+            return size, side, batch
         except torch.OutOfMemoryError:
             if size == 1:
                 raise UserError("not even one sample fits into the GPU's memory") from None
@@ -215,14 +238,16 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def peak_memory(step) -> int:
-    """Bytes allocated at the highest of a step, models and optimizer state included."""
+def measure_peak(side, batch: dict) -> int | None:
+    """Bytes that CUDA's allocator holds at the highest of a step, models and optimizer state included; None on a CPU."""
     import torch
 
-    torch.cuda.synchronize()
+    if not torch.cuda.is_available():
+        return None
+    synchronize()
     torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
+    side.step(dict(batch))
+    synchronize()
     return torch.cuda.max_memory_allocated()
 
 

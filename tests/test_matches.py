@@ -119,4 +119,6 @@ def test_losses_that_need_no_equal_heads_or_sizes_take_any(name):
 def test_own_sizes_must_name_the_layers_of_both_models():
     student = BertConfig(num_hidden_layers=6, hidden_size=320, num_attention_heads=8)
     with pytest.raises(UserError, match="the student has 6 layers and the teacher 24"):
-        matches.get_matches(["L6h320_L12h1024_hidden_mse"], student, BertConfig(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16))
+        matches.get_matches(
+            ["L6h320_L12h1024_hidden_mse"], student, BertConfig(num_hidden_layers=24, hidden_size=1024, num_attention_heads=16)
+        )
