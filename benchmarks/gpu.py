@@ -100,7 +100,7 @@ def load_data(work: Path, args):
 
     texts = sorted((PRETRAINING / "dataset/train/train_files").glob("*.txt"))
     tokens = vocabulary(texts)
-    tokens += [f"[unused{number}]" for number in range(VOCABULARY - len(tokens))]
+    tokens += [f"[unused{number}]" for number in range(0 if args.tiny else VOCABULARY - len(tokens))]
     (work / "bert").mkdir()
     (work / "bert/vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
     tokenizer = load_tokenizer(work / "bert")

@@ -85,6 +85,8 @@ def describe_shards(files: list[TextAndRefs], data_cache_dir: str | Path, max_se
     Raises:
         UserError: as :func:`load_shards`, but for references that do not fit their line.
     """
+    tokenizer.backend_tokenizer.no_truncation()  # whoever used it before may have left these on
+    tokenizer.backend_tokenizer.no_padding()
     for file in files:
         require_file(file.refs, f"the reference file of {file.text}; make it with run_chinese_ref.py")
     descriptions = [_description(file, max_seq_length, tokenizer) for file in files]

@@ -317,3 +317,12 @@ def test_a_batch_may_reach_over_the_end_of_an_epoch():
     epochs, indices = batches.examples(8, 15)
     assert epochs.tolist() == [0] * 2 + [1] * 10 + [2] * 3
     assert indices[2:12].tolist() == batches.examples(10, 10)[1].tolist() and sorted(indices[2:12].tolist()) == list(range(10))
+
+
+def test_a_tokenizer_left_truncating_loses_no_token(corpus, tmp_path):
+    files = read_data_json(corpus.data_json)["train"]
+    tokenizer = utils.load_tokenizer(corpus.vocabulary)
+    whole, fingerprint = load_shards(files, tmp_path / "whole", 32, tokenizer, progress=False)
+    tokenizer("今天天气", truncation=True, padding="max_length", max_length=8)
+    again, same = load_shards(files, tmp_path / "again", 32, tokenizer, progress=False)
+    assert (len(again), same) == (len(whole), fingerprint)

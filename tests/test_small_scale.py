@@ -4,6 +4,7 @@ import importlib.util
 import json
 import lzma
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -100,7 +101,7 @@ SCORES = {  # F1 of cmrc2018 and accuracy of ocnli, each for the rates 2e-5 and 
 @pytest.fixture
 def experiment(tmp_path):
     """A work directory with the scores above and nothing else."""
-    settings = {"seeds": "1 2", "tasks": "ocnli:100:10 cmrc2018:100:10", "learning_rates": "2e-5 1e-4"}
+    settings = {"SCALE": "gpu", "seeds": "1 2", "tasks": "ocnli:100:10 cmrc2018:100:10", "learning_rates": "2e-5 1e-4"}
     budget = {"length": 512, "student_batch": 32, "student_steps": 3000, "teacher_batch": 128, "shallow_steps": 3000, "teacher_steps": 4700}
     (tmp_path / "settings.txt").write_text("".join(f"{name}={value}\n" for name, value in {**settings, **budget}.items()))
     for kind in report.TRAINED:
@@ -134,6 +135,13 @@ def test_claims_take_the_best_learning_rate_of_each_model_and_task(experiment):
     assert two_stage == pytest.approx((1.5, 12.706 * 0.5**0.5 / 2**0.5))
     assert narrow_deep == pytest.approx((1.0, 0.0)) and narrow_deep.verdict == "supported"
     assert rates == pytest.approx((-0.875, 12.706 * 0.125))  # one variance is 0: one degree of freedom
+
+
+def test_verdicts_of_the_experiment_and_of_a_dry_run(experiment):
+    assert "| (b) narrow-deep − wide-shallow | +1.00 [+1.00, +1.00] | **supported** |" in report.claims_table(experiment)
+    experiment.is_dry = True
+    assert "| none, a dry run (by the rule: supported) |" in report.claims_table(experiment)
+    assert "**" not in report.claims_table(experiment)
 
 
 def test_tables_of_the_published_form(experiment):
@@ -397,9 +405,8 @@ def test_dry_run_killed_and_continued(tmp_path):
     page = (work / "report" / "README.md").read_text()
     assert (work / "report" / "training.png").read_bytes().startswith(b"\x89PNG")
     assert "**This is the report of a dry run**" in page
-    verdicts = [line for line in page.splitlines() if line.startswith(("| (a)", "| (b)", "| (c)")) and "**" in line]
-    assert len(verdicts) == 3
-    assert all(any(f"**{verdict}**" in line for verdict in ("supported", "not supported", "too small to tell")) for line in verdicts)
+    verdicts = r"\| none, a dry run \(by the rule: (supported|not supported|too small to tell)\) \|"
+    assert len(re.findall(rf"^\| \([abc]\) .* {verdicts}", page, re.MULTILINE)) == 3
     for title in report.TRAINED.values():
         assert f"| {title} |" in page and f"| training, {title} | " in page
     assert "| Narrow-deep, two-stage | 6/32/64/2 |" in page and "an assistant of its own: 10,240" in page

@@ -54,10 +54,10 @@ and (b) at the learning rate that is best for that model and task by the mean ov
 Student's t. In (a) and (b) they are paired: the two students of a seed see the same data in the same order with the same masks, and are
 fine-tuned in the same order. In (c) teacher and students are independent samples (Welch; degrees of freedom rounded down)."""
 
-LIMITS = """- The repetitions are seeds: first weights, masks, order, dropout and fine-tuning, and for two-stage the assistant too. There is one teacher, one
-  corpus, one dev part of each task; their chance is not in the intervals.
-- The token budgets are a tiny part of the published ones, and so are models and fine-tuning. What is seen here need not hold at full scale,
-  and the other way round.
+LIMITS = """- The repetitions are seeds: first weights, masks, order, dropout and fine-tuning, and for two-stage the assistant too. There is
+  one teacher, one corpus, one dev part of each task; their chance is not in the intervals.
+- The token budgets are a tiny part of the published ones, and so are models and fine-tuning. What is seen here need not hold at full
+  scale, and the other way round.
 - The learning rate is chosen on the dev sets, as in the published protocol, for both sides of a comparison alike.
 - Two-stage has the assistant's training on top of the student's budget; the budgets table says how much.
 - Students that learned from soft targets alone were never trained to give calibrated probabilities: compare their accuracy rather than
@@ -128,6 +128,7 @@ class Experiment:
         self.examples = {name: (int(train), int(dev)) for name, train, dev in (t.split(":") for t in self.settings["tasks"].split())}
         self.tasks = [task for task in TASKS if task in self.examples]
         self.rates = self.settings["learning_rates"].split()
+        self.is_dry = self.settings["SCALE"] != "gpu"
         self.scores = {
             kind: {task: {rate: [self.score(kind, seed, task, rate) for seed in self.seeds] for rate in self.rates} for task in self.tasks}
             for kind in KINDS
@@ -262,7 +263,8 @@ def published_differences(tasks: list[str]) -> list[str]:
 def claims_table(experiment: Experiment) -> str:
     rows = [["Claim", "Difference [95 % interval], points", "Verdict", "As published, same tasks"]]
     for (name, difference), published in zip(claims(experiment).items(), published_differences(experiment.tasks)):
-        rows.append([name, str(difference), f"**{difference.verdict}**", published])
+        verdict = f"none, a dry run (by the rule: {difference.verdict})" if experiment.is_dry else f"**{difference.verdict}**"
+        rows.append([name, str(difference), verdict, published])
     return markdown_table(rows)
 
 
@@ -499,7 +501,6 @@ def page(experiment: Experiment, curves: dict[str, Curve]) -> str:
     jobs = [line for line in history if not line[1].startswith("commit ")]
     first, last = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(int(when))) for when, _, _ in (jobs[0], jobs[-1]))
     commits = list(dict.fromkeys(event.removeprefix("commit ") for _, event, _ in history if event.startswith("commit ")))
-    dry = settings["SCALE"] != "gpu"
     banner = (
         "> **This is the report of a dry run** (`SCALE=dry`): tiny models, a few steps, a few examples, on a CPU. It shows that every stage and\n"
         "> every table works, and **says nothing on the claims**, whatever its verdicts read, nor on speed. The experiment itself has not been\n"
@@ -508,19 +509,21 @@ def page(experiment: Experiment, curves: dict[str, Curve]) -> str:
     limits = "\n".join(f"- {task}: {train:,} training, {dev:,} dev examples at most" for task, (train, dev) in experiment.examples.items())
     return f"""# Three published claims, tried at a small scale
 
-{banner if dry else ""}MiniRBT's authors claim that (a) distilling in two stages beats one, (b) a narrower and deeper student beats a wider and shallower one
-with as large an encoder, and (c) small models want higher learning rates. This experiment tries the three with this project's own
-scripts, small enough to be repeated in half an hour of one H200-class GPU:
+{banner if experiment.is_dry else ""}MiniRBT's authors claim that (a) distilling in two stages beats one, (b) a narrower and deeper student beats a wider and
+shallower one with as large an encoder, and (c) small models want higher learning rates. This experiment tries the three with this
+project's own scripts, small enough to be repeated in half an hour of one H200-class GPU:
 
 ```sh
 SCALE=gpu corpus=zhwiki.txt.xz vocabulary=vocab.txt ltp=ltp_model tasks_dir=tasks sh experiments/small_scale/run.sh
 ```
 
-Killed and started again, it goes on where it stopped. `SCALE=dry` runs every stage in minutes on two CPU cores. `corpus` is UTF-8 text of about 100 MB,
-plain or `.xz`, a paragraph a line, a blank line at the end of each article; `vocabulary` is BERT's `vocab.txt`; `ltp` the
-directory of an LTP model; `tasks_dir` holds the tasks' files as distributed, in `cmrc2018/`, `ocnli/`, `tnews/` and `chnsenticorp/`. A teacher is trained
-from nothing (three layers first, then four times those) and teaches assistants and students of a few seeds, which are then fine-tuned. All settings, with their reasons, stand in
-[settings.sh](settings.sh); they were written down before the first run, and nothing is tuned on the results.
+Killed and started again, it goes on where it stopped. `SCALE=dry` runs every stage in minutes on two CPU cores. `corpus` is UTF-8 text
+of about 100 MB, plain or `.xz`, a paragraph a line, a blank line at the end of each article; `vocabulary` is BERT's `vocab.txt`; `ltp`
+the directory of an LTP model; `tasks_dir` holds the tasks' files as distributed, in `cmrc2018/`, `ocnli/`, `tnews/`, `chnsenticorp/`.
+
+A teacher is trained from nothing (three layers first, then four times those) and teaches assistants and students of a few seeds, which
+are then fine-tuned. All settings, with their reasons, stand in [settings.sh](settings.sh); they were written down before the first run,
+and nothing is tuned on the results.
 
 ## Verdicts
 
