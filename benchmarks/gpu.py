@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--batch_sizes", nargs=2, type=int, default=[256, 128], help="of the two pairs; halved until they fit the card")
     parser.add_argument("--steps", type=int, default=50, help="of a round of the training loop")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile, as train.py --compile")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="as train.py --compile (default: on a GPU)")
     parser.add_argument("--tiny", action="store_true", help="an eighth as wide, length 64, batches of 4, 3 steps, one round")
     parser.add_argument("--output", default=Path(__file__).with_name("gpu.json"), help="where the results are written as JSON")
     args = parse_one_line_errors(parser)
@@ -61,6 +61,8 @@ def main() -> None:
         args.batch_sizes, args.steps, args.rounds = [4, 4], 3, 1
     args.length = 64 if args.tiny else 512
     args.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.compile is None:
+        args.compile = args.device.type == "cuda"
     machine = {
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         "torch": torch.__version__,
