@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
+from filelock import FileLock
 from tasks import TASKS, Task, find_file, load_split, size_line, task_labels
 from utils import (
     UserError,
@@ -185,26 +186,32 @@ def summarise(metrics: tuple[str, ...], units: list[dict]) -> tuple[list[dict], 
 
 def write_results(output_dir: Path, task: Task, settings: dict, asked: list[tuple[int, int]]) -> dict:
     """Writes ``results.json`` and ``predictions.json`` from all finished runs; returns the results."""
-    units = finished_units(output_dir)
-    by_epochs, best = summarise(task.metrics, list(units.values()))
-    best_unit = best_of(task, units)
-    results = {
-        "task": task.name,
-        "model": settings["model_name_or_path"],
-        "split": "dev",
-        "metrics": list(task.metrics),
-        "best": best,
-        "by_epochs": by_epochs,
-        "runs": [{key: unit[key] for key in ("num_train_epochs", "seed", "metrics")} for unit in units.values()],
-        "unfinished": [{"num_train_epochs": epochs, "seed": seed} for epochs, seed in asked if (epochs, seed) not in units],
-        "predictions_and_model_of": {"num_train_epochs": best_unit[0], "seed": best_unit[1]},
-        "settings": settings,
-    }
-    with whole_file(output_dir / "results.json") as file:
-        file.write(json.dumps(results, ensure_ascii=False, indent=2) + "\n")
-    with whole_file(output_dir / "predictions.json") as file:
-        file.write(json.dumps(units[best_unit]["predictions"], ensure_ascii=False, indent=2) + "\n")
+    with one_at_a_time(output_dir):
+        units = finished_units(output_dir)
+        by_epochs, best = summarise(task.metrics, list(units.values()))
+        best_unit = best_of(task, units)
+        results = {
+            "task": task.name,
+            "model": settings["model_name_or_path"],
+            "split": "dev",
+            "metrics": list(task.metrics),
+            "best": best,
+            "by_epochs": by_epochs,
+            "runs": [{key: unit[key] for key in ("num_train_epochs", "seed", "metrics")} for unit in units.values()],
+            "unfinished": [{"num_train_epochs": epochs, "seed": seed} for epochs, seed in asked if (epochs, seed) not in units],
+            "predictions_and_model_of": {"num_train_epochs": best_unit[0], "seed": best_unit[1]},
+            "settings": settings,
+        }
+        with whole_file(output_dir / "results.json") as file:
+            file.write(json.dumps(results, ensure_ascii=False, indent=2) + "\n")
+        with whole_file(output_dir / "predictions.json") as file:
+            file.write(json.dumps(units[best_unit]["predictions"], ensure_ascii=False, indent=2) + "\n")
     return results
+
+
+def one_at_a_time(output_dir: Path) -> FileLock:
+    """A lock on what commands that share an output directory, one a GPU, all write."""
+    return FileLock(output_dir / ".lock")
 
 
 def best_of(task: Task, units: dict[tuple[int, int], dict]) -> tuple[int, int]:
@@ -268,12 +275,13 @@ def run_unit(recipe, output_dir: Path, tokenizer, epochs: int, seed: int) -> Non
     except torch.OutOfMemoryError:
         raise UserError("out of GPU memory; give a smaller --per_device_train_batch_size or --max_seq_length, or --bf16") from None
     unit = {"num_train_epochs": epochs, "seed": seed, "metrics": result.metrics, "predictions": result.predictions}
-    if best_of(recipe.task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
-        with whole_directory(output_dir / "model") as directory:
-            result.model.save_pretrained(directory)
-            save_tokenizer(tokenizer, directory)
-    with whole_file(output_dir / "units" / f"{name}.json") as file:
-        file.write(json.dumps(unit, ensure_ascii=False) + "\n")
+    with one_at_a_time(output_dir):
+        if best_of(recipe.task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
+            with whole_directory(output_dir / "model") as directory:
+                result.model.save_pretrained(directory)
+                save_tokenizer(tokenizer, directory)
+        with whole_file(output_dir / "units" / f"{name}.json") as file:
+            file.write(json.dumps(unit, ensure_ascii=False) + "\n")
 
 
 def main() -> None:

@@ -80,9 +80,9 @@ class TrainingArguments:
     random_seed: int = HfArg(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
 
     # ---- how it is computed
-    fp16: bool = HfArg(default=False, help="float16 autocast with a gradient scaler; needs CUDA")
-    bf16: bool = HfArg(default=False, help="bfloat16 autocast; CUDA or CPU")
-    compile: bool = HfArg(default=False, help="torch.compile over student, teacher and loss: minutes at the start, faster steps after")
+    fp16: bool = HfArg(default=False, help="float16 autocast with a gradient scaler, the teacher wholly in float16; needs CUDA")
+    bf16: bool = HfArg(default=False, help="bfloat16 autocast, the teacher wholly in bfloat16; CUDA or CPU")
+    compile: bool = HfArg(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
     no_cuda: bool = HfArg(default=False, help="use the CPU even where there is a GPU")
 
     # ---- evaluation and checkpoints

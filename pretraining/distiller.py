@@ -97,6 +97,11 @@ class Distiller(GeneralDistiller):
         }
         self.trained = TrainedModules(student, [projection for projection in self.projs if projection is not None], self.losses)
         if args.compile:
+            nothing = {name: torch.zeros(1, 1, dtype=torch.int64, device=device) for name in ("input_ids", "masked_positions")}
+            for who, model in (("T", teacher), ("S", student)):
+                if model is not None:
+                    with torch.no_grad():  # transformers hooks its layers in the first forward, which would break the graph
+                        self.outputs(who, model, nothing)
             self.trained.compile(dynamic=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
         self.batches, self.resumed = batches, resumed

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -245,12 +244,13 @@ class ReferenceFinder:
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.is_character = np.zeros(self.backend.get_vocab_size(), bool)  # of a token: stands for one character, so not [UNK]
-        self.is_character[[number for token, number in self.backend.get_vocab().items() if len(token.removeprefix("##")) == 1]] = True
         self.kinds = np.full(sys.maxunicode + 1, self.OTHER, np.uint8)
         for first, last in CHINESE_RANGES:
             self.kinds[first : last + 1] = self.CHINESE
         self.kinds[[code for code in range(0x3001) if chr(code).isspace()]] = self.SPACE  # U+3000 is the last there is
+        self.is_chinese = np.zeros(self.backend.get_vocab_size(), bool)  # of a token: is one Chinese character, so not [UNK]
+        for token, number in self.backend.get_vocab().items():
+            self.is_chinese[number] = len(token) == 1 and self.kinds[ord(token)] == self.CHINESE
 
     def __call__(self, lines: list[str], words: list[str]) -> list[list[int]]:
         """Returns for each line the positions, [CLS] being 0, of the tokens that continue a word.
@@ -263,7 +263,7 @@ class ReferenceFinder:
             return [[] for _ in lines]
         kinds = self.kinds[codes]
         line_ends = np.cumsum(np.fromiter(map(len, lines), np.int64, len(lines)))
-        token_at = self._token_at(self.backend.encode_batch(lines), line_ends)
+        token_at = self._token_at(lines, np.flatnonzero(kinds == self.CHINESE), line_ends)
 
         word_ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
         begins = np.zeros(len(codes), bool)
@@ -272,24 +272,36 @@ class ReferenceFinder:
         is_space = kinds == self.SPACE  # LTP leaves white space inside words
         begins[1:] |= is_space[1:] | is_space[:-1]
         first = np.flatnonzero(begins)
-        is_chinese = np.logical_and.reduceat((kinds == self.CHINESE) & (token_at >= 0), first)
-        continues = np.repeat(is_chinese, np.diff(first, append=len(codes))) & ~begins
+        is_whole = np.logical_and.reduceat(token_at >= 0, first)
+        continues = np.repeat(is_whole, np.diff(first, append=len(codes))) & ~begins
 
         positions = token_at[continues].tolist()
         last = np.append(0, np.cumsum(continues))[line_ends].tolist()
         return [positions[start:end] for start, end in zip([0, *last], last)]
 
-    def _token_at(self, encodings: list, line_ends: np.ndarray) -> np.ndarray:
-        """For each character the position within its line of the token that stands for it alone, or -1; int64 (characters,)."""
-        lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
-        total = int(lengths.sum())
-        offsets = chain.from_iterable(encoding.offsets for encoding in encodings)
-        starts = np.fromiter(map(itemgetter(0), offsets), np.int64, total) + np.repeat(np.append(0, line_ends[:-1]), lengths)
-        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, total)
-        positions = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        is_character = self.is_character[ids]
+    def _token_at(self, lines: list[str], chinese: np.ndarray, line_ends: np.ndarray) -> np.ndarray:
+        """For each character the position within its line of the token that is this Chinese character, or -1; int64 (characters,).
+
+        BERT's tokenizer takes each Chinese character by itself, so in a line with as many Chinese tokens as Chinese characters, at
+        ``chinese``, these belong together in their order. Only the other lines need the offsets, which take longer.
+        """
+        encodings = self.backend.encode_batch_fast(lines)
+        lengths = np.fromiter(map(len, encodings), np.int64, len(lines))
+        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64, lengths.sum())
+        tokens = np.flatnonzero(self.is_chinese[ids])
+        token_ends = np.cumsum(lengths)
+        line_of_token = np.searchsorted(token_ends, tokens, side="right")
+        line_of_character = np.searchsorted(line_ends, chinese, side="right")
+        is_plain = np.bincount(line_of_token, minlength=len(lines)) == np.bincount(line_of_character, minlength=len(lines))
+
         token_at = np.full(line_ends[-1], -1)
-        token_at[starts[is_character]] = positions[is_character]
+        plain = is_plain[line_of_token]
+        token_at[chinese[is_plain[line_of_character]]] = (tokens - (token_ends - lengths)[line_of_token])[plain]
+        others = np.flatnonzero(~is_plain)
+        for number, encoding in zip(others, self.backend.encode_batch([lines[number] for number in others])):
+            positions = np.flatnonzero(self.is_chinese[encoding.ids])
+            starts = np.array(encoding.offsets)[positions, 0]
+            token_at[line_ends[number] - len(lines[number]) + starts] = positions
         return token_at
 
 

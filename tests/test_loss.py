@@ -146,3 +146,31 @@ def test_a_row_without_masked_tokens_adds_nothing(batches, corpus, tmp_path):
     batch["labels"][:] = -100
     own.agree([batch])
     assert own.train_on_batch(batch, {})[0].item() == 0
+
+
+@pytest.mark.parametrize("rows", ["full rows", "a short row"])
+@pytest.mark.parametrize("distils", [True, False], ids=["with a teacher", "without one"])
+def test_compiled_the_loss_is_one_graph(rows, distils, batches, corpus, tmp_path, monkeypatch):
+    """The compiler only traces here and runs what it traced; where a graph would break it raises an error."""
+    compile_module = torch.nn.Module.compile
+    tracing = {"backend": "eager", "fullgraph": True}
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compile_module(module, **tracing, **options))
+    torch.compiler.reset()
+    found = []
+    for compiled in (False, True):
+        teacher = tiny.model(tiny.config(len(corpus.tokenizer), 4, 32, 4), seed=1) if distils else None
+        student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 4), seed=2)
+        args = TrainingArguments(student_config="", output_dir=str(tmp_path), teacher_name_or_path="", bf16=True, compile=compiled)
+        torch.manual_seed(3)
+        own = Distiller(args, student, teacher, match("hidden_mse", ENDS, proj=(16, 32)) if distils else [], CPU)
+        batch = dict(batches[rows])
+        own.agree([batch])
+        loss, _ = own.train_on_batch(batch, {})
+        loss.backward()
+        found.append((loss, gradients(own)))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            own.train_on_batch(batch, {})
+    (loss, expected), (compiled_loss, compiled_gradients) = found
+    assert compiled_loss.item() == pytest.approx(loss.item(), rel=1e-2)
+    largest = max(float(gradient.norm()) for gradient in expected.values())
+    assert all(float((compiled_gradients[name] - gradient).norm()) < 0.03 * largest for name, gradient in expected.items())
