@@ -216,9 +216,14 @@ class Distiller(GeneralDistiller):
                     self.save_and_callback(step, optimizer, scheduler, callback)
                 if stop:
                     bar.close()
-                    if self.rank == 0:
-                        print(f"stopped by {signal.Signals(stop).name} after step {step}; the checkpoint is written", file=sys.stderr)
-                    sys.exit(128 + stop)
+                    self.leave(stop, step)
+        if self.stop_signal:  # it came in the last step
+            self.leave(self.stop_signal, num_steps)
+
+    def leave(self, stop: int, step: int) -> None:
+        if self.rank == 0:
+            print(f"stopped by {signal.Signals(stop).name} after step {step}; the checkpoint is written", file=sys.stderr)
+        sys.exit(128 + stop)
 
     def agree(self, micro_batches: list[dict]) -> int:
         """Gives the step's micro-batches one denominator over all processes, and all processes one answer whether to stop.
@@ -298,7 +303,12 @@ class Distiller(GeneralDistiller):
         )
 
     def save_and_callback(self, step: int, optimizer, scheduler, callback) -> None:
-        """Hands the whole training state to ``callback(step, state)`` on rank 0; the others wait until it is on disk."""
+        """Hands the whole training state to ``callback(step, state)`` on rank 0; the others wait until it is on disk.
+
+        Raises:
+            UserError: it could not be written; on every process the same.
+        """
+        failed = [None]
         if self.rank == 0:
             state = {
                 "step": step,
@@ -307,9 +317,14 @@ class Distiller(GeneralDistiller):
                 "scheduler": scheduler.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            callback(step, state)
+            try:
+                callback(step, state)
+            except UserError as error:
+                failed = [str(error)]
         if self.processes > 1:
-            dist.barrier()
+            dist.broadcast_object_list(failed, device=torch.device("cpu"))
+        if failed[0]:
+            raise UserError(failed[0])
 
     @contextmanager
     def writing_scalars(self):
@@ -339,7 +354,7 @@ class Distiller(GeneralDistiller):
 
 def _leave_to_the_caller(failed) -> None:
     """TensorBoard's thread hands a failed write to whoever writes or flushes next; a traceback of its own says nothing more."""
-    if not issubclass(failed.exc_type, OSError):
+    if not (issubclass(failed.exc_type, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
         threading.__excepthook__(failed)
 
 

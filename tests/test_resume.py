@@ -249,6 +249,38 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(number, status, whol
     assert_same_run(directory, whole_run)
 
 
+def test_a_signal_in_the_last_step_ends_the_run_as_well(whole_run, corpus, tmp_path, capsys):
+    """After the last checkpoint nothing else may begin: neither an evaluation nor distill.sh's next stage."""
+    directory = tmp_path / "run"
+    ended = interrupted_run(
+        corpus.arguments(directory, keep_checkpoints=0, do_eval="true"), STEPS, lambda _: os.kill(os.getpid(), signal.SIGTERM), SystemExit
+    )
+    assert ended.code == 143 and "stopped by SIGTERM after step 8" in capsys.readouterr().err
+    assert not (directory / "eval.json").exists()
+    assert_same_run(directory, whole_run)
+
+
+GROUP_SIGNAL = """
+import os, signal
+from distiller import leave_signals_to_the_parent
+from torch.utils.data import DataLoader
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)
+loader = iter(DataLoader(range(40), batch_size=None, num_workers=2, worker_init_fn=leave_signals_to_the_parent))
+taken = [next(loader)]
+for number in (signal.SIGTERM, signal.SIGINT):
+    os.killpg(0, number)
+print(sum([*taken, *loader]))
+"""
+
+
+def test_a_signal_to_the_whole_group_leaves_the_loader_its_workers():
+    """Ctrl-C and a cluster's preemption reach every process; the step that is to be finished needs its data."""
+    directory = Path(my_datasets.__file__).parent
+    ended = subprocess.run([sys.executable, "-c", GROUP_SIGNAL], cwd=directory, capture_output=True, text=True, start_new_session=True)
+    assert ended.returncode == 0 and ended.stdout == f"{sum(range(40))}\n", ended.stderr
+
+
 def test_keep_checkpoints_keeps_the_newest(corpus, tmp_path):
     tiny.run_train(corpus.arguments(tmp_path / "two", keep_checkpoints=2, ckpt_steps=1))
     assert steps(tmp_path / "two") == [7, 8]

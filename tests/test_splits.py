@@ -10,6 +10,7 @@ import socket
 import traceback
 from pathlib import Path
 
+import checkpoint
 import my_datasets
 import numpy as np
 import pytest
@@ -94,6 +95,10 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def disk_full(*_):
+    raise UserError("the disk is full")
+
+
 def one_of_two(rank: int, jobs: list[dict], results: Path) -> None:
     """One of two processes, as torchrun starts them; runs train.py once for each job and notes how it ended."""
     ended = []
@@ -113,6 +118,9 @@ def one_of_two(rank: int, jobs: list[dict], results: Path) -> None:
             return take(self, number)
 
         my_datasets.TrainingBatches.__getitem__ = at_work
+        save = checkpoint.save_checkpoint
+        if job["name"] == "disk full":
+            checkpoint.save_checkpoint = disk_full
         try:
             tiny.run_train(job["arguments"])
             ended.append("finished")
@@ -122,7 +130,7 @@ def one_of_two(rank: int, jobs: list[dict], results: Path) -> None:
             ended.append(str(error))
         except BaseException:
             ended.append(traceback.format_exc())
-        TrainingBatches.__getitem__ = take
+        TrainingBatches.__getitem__, checkpoint.save_checkpoint = take, save
         import torch.distributed as dist
 
         with contextlib.suppress(Exception):
@@ -150,8 +158,9 @@ def two_processes(corpus, whole, without_teacher, tmp_path_factory) -> dict:
         "resumed": arguments(corpus, interrupted, 4, 4, resume_from_checkpoint="latest"),
         "stopped": arguments(corpus, home / "stopped", 4, 2, ckpt_steps=STEPS),
         "not finite": arguments(corpus, home / "not finite", 4, 2, learning_rate=1e30),
+        "disk full": arguments(corpus, home / "disk full", 4, 2, ckpt_steps=2),
     }
-    jobs = [{"arguments": line, "port": str(free_port()), "signal_at": 5 if name == "stopped" else -1} for name, line in wanted.items()]
+    jobs = [{"arguments": line, "port": str(free_port()), "signal_at": 5 if name == "stopped" else -1, "name": name} for name, line in wanted.items()]
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=one_of_two, args=(rank, jobs, home)) for rank in range(2)]
     for process in processes:
@@ -198,3 +207,8 @@ def test_both_processes_end_with_the_same_words_when_the_loss_is_not_finite(two_
     directory, ended = two_processes["not finite"]
     assert ended[0] == ended[1] and ended[0].startswith("step 2: the loss is no longer finite (total_loss ")
     assert len(json.loads((directory / "nonfinite_step2.json").read_text())["examples"]) == 8
+
+
+@pytest.mark.slow
+def test_both_processes_end_with_the_same_words_when_the_first_cannot_write_the_checkpoint(two_processes):
+    assert two_processes["disk full"][1] == ("the disk is full", "the disk is full")
