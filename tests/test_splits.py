@@ -160,7 +160,10 @@ def two_processes(corpus, whole, without_teacher, tmp_path_factory) -> dict:
         "not finite": arguments(corpus, home / "not finite", 4, 2, learning_rate=1e30),
         "disk full": arguments(corpus, home / "disk full", 4, 2, ckpt_steps=2),
     }
-    jobs = [{"arguments": line, "port": str(free_port()), "signal_at": 5 if name == "stopped" else -1, "name": name} for name, line in wanted.items()]
+    jobs = [
+        {"arguments": line, "port": str(free_port()), "signal_at": 5 if name == "stopped" else -1, "name": name}
+        for name, line in wanted.items()
+    ]
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=one_of_two, args=(rank, jobs, home)) for rank in range(2)]
     for process in processes:
