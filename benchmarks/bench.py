@@ -60,7 +60,7 @@ def main() -> None:
                     bar.set_description(name)
                     rows += apart(STAGES[name], Path(work), args, one_core=name in ONE_CORE)
         finally:  # a stage that fails costs no other's rows
-            print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds")
+            print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {args.rounds} rounds; one of neural LTP and of memory")
             print_table(rows)
             write_json(args.output, rows)
 

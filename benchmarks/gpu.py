@@ -5,7 +5,7 @@
 
 For each pair of models, bf16 and --compile:
 - the real training loop on ready batches, sequences a second and MFU by the count of needed floating-point operations;
-- TextBrewer's own step under bf16 autocast, on the largest batch that fits up to ours;
+- TextBrewer's own step under bf16 autocast, on the largest batch that fits up to ours; after our rounds, as both sides at once may not fit;
 - the peak memory of both at that batch (CUDA's allocator; on a CPU there is none and the row is left out);
 - the real training loop with its loader: workers, masking, pinned memory;
 - where the time of a step goes.

@@ -35,7 +35,7 @@ from utils import (
     whole_file,
 )
 
-EPOCHS, SEEDS = [2, 3, 5, 10], [1, 2, 3]
+EPOCHS, SEEDS, BATCH_SIZE = [2, 3, 5, 10], [1, 2, 3], 32
 PATHS = ("model_name_or_path", "teacher")  # settings that may differ between two calls, as long as what lies there is the same
 
 
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--learning_rate", type=float, help="default: the published best of the task and model size")
     add("--num_train_epochs", type=int, nargs="+", default=EPOCHS)
     add("--seeds", type=int, nargs="+", default=SEEDS)
-    add("--per_device_train_batch_size", type=int, default=32)
+    add("--per_device_train_batch_size", type=int, default=BATCH_SIZE)
     add("--max_train_samples", type=int, help="take only the first so many training examples")
     add("--max_eval_samples", type=int, help="take only the first so many dev examples")
     add("--max_seq_length", type=int, help="tokens a row, special tokens included; default: the task's")
@@ -120,13 +120,13 @@ def row_length(args: argparse.Namespace, task: Task, config) -> int:
 
 def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], paths: dict[str, Path], tokenizer, config) -> dict:
     """All that decides a run's outcome besides epochs and seed; models and data by their content."""
-    from checkpoint import weights_sha256
+    from checkpoint import model_sha256
 
     roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
     return {
         "task": task.name,
         "model_name_or_path": args.model_name_or_path,
-        "model_sha256": weights_sha256(args.model_name_or_path),
+        "model_sha256": model_sha256(args.model_name_or_path),
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "data_sha256": {split: file_facts(path).sha256 for split, path in paths.items()},
         "labels": list(labels),
@@ -137,7 +137,7 @@ def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], p
         "max_eval_samples": args.max_eval_samples,
         "bf16": args.bf16,
         "teacher": args.teacher,
-        "teacher_sha256": weights_sha256(args.teacher),
+        "teacher_sha256": model_sha256(args.teacher),
         "temperature": args.temperature if args.teacher else None,
         "matches": args.matches,
     }
@@ -146,14 +146,23 @@ def settings_of(args: argparse.Namespace, task: Task, labels: tuple[str, ...], p
 def check_settings(output_dir: Path, settings: dict) -> None:
     """Notes the settings in ``output_dir``, or compares with those noted: results of different settings do not mix."""
     path = output_dir / "settings.json"
-    begun = [*output_dir.glob("units/*.json"), *output_dir.glob("unfinished/*/checkpoint-*")]
-    if begun and path.is_file():
-        noted = read_json(path, "the settings of the runs in this directory")
-        for key, value in settings.items():
-            if key not in PATHS and noted.get(key) != value:
-                raise UserError(f"{output_dir}: holds runs with {key} {noted.get(key)}, this one has {value}; give another --output_dir")
-    with whole_file(path) as file:
-        file.write(json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+    with one_at_a_time(output_dir):
+        begun = [*output_dir.glob("units/*.json"), *output_dir.glob("unfinished/*/checkpoint-*")]
+        if begun and path.is_file():
+            noted = read_json(path, "the settings of the runs in this directory")
+            for key, value in settings.items():
+                if key not in PATHS and noted.get(key) != value:
+                    raise UserError(
+                        f"{output_dir}: holds runs with {key} {noted.get(key)}, this one has {value}; give another --output_dir"
+                    )
+        with whole_file(path) as file:
+            file.write(json.dumps(settings, ensure_ascii=False, indent=2) + "\n")
+
+
+def one_at_a_time(output_dir: Path) -> FileLock:
+    """A lock on what commands that share an output directory, one a GPU, all write."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(output_dir / ".lock")
 
 
 # ---------------------------------------------------------------- results
@@ -207,11 +216,6 @@ def write_results(output_dir: Path, task: Task, settings: dict, asked: list[tupl
         with whole_file(output_dir / "predictions.json") as file:
             file.write(json.dumps(units[best_unit]["predictions"], ensure_ascii=False, indent=2) + "\n")
     return results
-
-
-def one_at_a_time(output_dir: Path) -> FileLock:
-    """A lock on what commands that share an output directory, one a GPU, all write."""
-    return FileLock(output_dir / ".lock")
 
 
 def best_of(task: Task, units: dict[tuple[int, int], dict]) -> tuple[int, int]:

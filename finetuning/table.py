@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
-from run import EPOCHS, SEEDS
+from run import BATCH_SIZE, EPOCHS, SEEDS
 from tasks import TASKS
 from utils import UserError, parse_one_line_errors, read_json, run_script, whole_file
 
@@ -101,19 +101,29 @@ def protocol_notes(results: dict[str, dict[str, dict]]) -> list[str]:
     """One line for each figure that was not measured by the whole protocol."""
     notes = []
     for model, tasks in results.items():
-        for task, content in tasks.items():
-            missing = []
+        for name, content in tasks.items():
+            task, missing = TASKS[name], []
             epochs = [row["num_train_epochs"] for row in content["by_epochs"]]
             if not set(EPOCHS) <= set(epochs):
                 missing.append(f"only {', '.join(map(str, epochs))} epochs instead of {', '.join(map(str, EPOCHS))}")
+            if more := sorted(set(epochs) - set(EPOCHS)):
+                missing.append(f"{', '.join(map(str, more))} epochs as well")
             seeds = min(len(row["seeds"]) for row in content["by_epochs"])
             if seeds < len(SEEDS):
                 missing.append(f"only {seeds} of {len(SEEDS)} seeds")
             for key, what in (("max_train_samples", "training"), ("max_eval_samples", "dev")):
                 if content["settings"].get(key):
                     missing.append(f"only the first {content['settings'][key]} {what} examples")
+            for key, standard in (
+                ("max_seq_length", [task.max_seq_length]),
+                ("per_device_train_batch_size", [BATCH_SIZE]),
+                ("learning_rate", [task.learning_rate_small, task.learning_rate_roberta]),
+                ("teacher", [None]),
+            ):
+                if content["settings"][key] not in standard:
+                    missing.append(f"{key} {content['settings'][key]}")
             if missing:
-                notes.append(f"{model}, {TITLES[task]}: {'; '.join(missing)}.")
+                notes.append(f"{model}, {TITLES[name]}: {'; '.join(missing)}.")
     return notes
 
 
@@ -133,7 +143,9 @@ def relative_row(model: str, contents: dict[str, dict], teacher: dict[str, list[
     cells = {}
     for task, content in contents.items():
         if task in teacher:
-            cells[task] = "/".join(f"{100 * own / reference:.1f}" for own, reference in zip(figures(content), teacher[task]))
+            cells[task] = "/".join(
+                f"{100 * own / reference:.1f}" if reference else "–" for own, reference in zip(figures(content), teacher[task])
+            )
     return Row(model, "measured", cells)
 
 

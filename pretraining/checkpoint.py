@@ -43,7 +43,7 @@ def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, A
     if keep:
         found = checkpoints(output_dir)
         for old in found[found.index(directory) + keep :]:  # later ones were damaged, or the run went on from before them
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # the new one is safe; what a shared disk holds on to is removed next time
     return directory
 
 
@@ -105,12 +105,21 @@ def load_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def weights_sha256(path: str | Path | None) -> str | None:
-    """Fingerprint of a model's weights, wherever they lie; None for None."""
+def model_sha256(path: str | Path | None) -> str | None:
+    """Fingerprint of a model's weights and config, wherever they lie; of a file its own; None for None."""
     if path is None:
         return None
-    files = [Path(path)] if Path(path).is_file() else sorted(p for p in Path(path).glob("*") if p.suffix in (".safetensors", ".bin"))
-    return hashlib.sha256("".join(file_facts(file).sha256 for file in files).encode()).hexdigest()
+    if Path(path).is_file():
+        return file_facts(path).sha256
+    weights = [file_facts(file).sha256 for file in sorted(Path(path).glob("*")) if file.suffix in (".safetensors", ".bin")]
+    config_file = Path(path) / "config.json"
+    config = without_version(read_json(config_file, "the config of a model")) if config_file.is_file() else None
+    return hashlib.sha256(json.dumps([weights, config], sort_keys=True).encode()).hexdigest()
+
+
+def without_version(config: dict) -> dict:
+    """A model's config without the note of which transformers wrote it."""
+    return {key: value for key, value in config.items() if key != "transformers_version"}
 
 
 def run_identity(args, processes: int, student_config, tokenizer, data_fingerprint: str) -> dict[str, Any]:
@@ -119,9 +128,9 @@ def run_identity(args, processes: int, student_config, tokenizer, data_fingerpri
     return {
         **identity,
         "train_batch_size x processes": args.train_batch_size * processes,
-        "student_config": student_config.to_diff_dict(),
-        "teacher": weights_sha256(args.teacher_name_or_path),
-        "student_pretrained_weights": weights_sha256(args.student_pretrained_weights),
+        **{f"student_config {key}": value for key, value in without_version(student_config.to_diff_dict()).items()},
+        "teacher": model_sha256(args.teacher_name_or_path),
+        "student_pretrained_weights": model_sha256(args.student_pretrained_weights),
         "tokenizer": tokenizer_sha256(tokenizer),
         "data": data_fingerprint,
     }
@@ -129,13 +138,13 @@ def run_identity(args, processes: int, student_config, tokenizer, data_fingerpri
 
 def check_identity(directory: Path, saved: dict, current: dict, ignore_data: bool) -> None:
     """Refuses to go on with a checkpoint of another run, naming what differs."""
-    different = [key for key in current if saved.get(key) != current[key]]
+    different = [key for key in {**current, **saved} if saved.get(key) != current.get(key)]
     if "data" in different and ignore_data:
         different.remove("data")
     if different == ["data"]:
         raise UserError(f"{directory}: was trained on other data; --ignore_data_fingerprint goes on all the same")
     if different:
-        named = ", ".join(f"{key} ({_short(saved.get(key))} there, {_short(current[key])} here)" for key in different)
+        named = ", ".join(f"{key} ({_short(saved.get(key))} there, {_short(current.get(key))} here)" for key in different)
         raise UserError(f"{directory}: belongs to a run with another {named}; give the same arguments or another --output_dir")
 
 

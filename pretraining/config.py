@@ -128,9 +128,7 @@ class TrainingArguments:
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
         if self.do_train and self.ckpt_steps > self.num_train_steps:
-            raise UserError(
-                f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; no checkpoint would be due"
-            )
+            raise UserError(f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; give at most as many")
         if not (self.do_train or self.do_eval):
             raise UserError("nothing to do: give --do_train, --do_eval or both")
         if self.fp16 and self.bf16:

@@ -129,9 +129,9 @@ train() {
     echo "==== $saves/$name"
     if [ $((ngpu * nnodes)) -eq 1 ]; then
         run "$python" "$@"
-    else # a step and a checkpoint may take long: time to finish them after a signal
+    else # a step and a checkpoint may take long: time to finish them after a signal; so may what the other machines wait for
         run "$python" -m torch.distributed.run --nproc_per_node="$ngpu" --nnodes="$nnodes" --node_rank="$node_rank" \
-            --master_addr="$master_addr" --master_port="$master_port" --shutdown-timeout=1800 "$@"
+            --master_addr="$master_addr" --master_port="$master_port" --shutdown-timeout=1800 --rdzv-conf=timeout=604800 "$@"
     fi
 }
 

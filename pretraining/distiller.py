@@ -210,9 +210,6 @@ class Distiller(GeneralDistiller):
                 if step % read_every == 0 or due:
                     self.write_pending(bar)
                 if due:
-                    if self.rank == 0:
-                        with self.writing_scalars():
-                            self.tb_writer.flush()
                     self.save_and_callback(step, optimizer, scheduler, callback)
                 if stop:
                     bar.close()
@@ -318,6 +315,8 @@ class Distiller(GeneralDistiller):
                 "scaler": self.scaler.state_dict(),
             }
             try:
+                with self.writing_scalars():
+                    self.tb_writer.flush()
                 callback(step, state)
             except UserError as error:
                 failed = [str(error)]

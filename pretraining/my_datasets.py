@@ -28,6 +28,7 @@ from utils import (
     require_file,
     require_writable_place,
     run_script,
+    sidecar_of,
     tokenizer_sha256,
     whole_directory,
 )
@@ -142,15 +143,21 @@ def _description(file: TextAndRefs, max_seq_length: int, tokenizer) -> dict:
     text, refs = file_facts(file.text), file_facts(file.refs)
     if text.lines != refs.lines:
         raise UserError(f"{file.refs}: has {refs.lines} lines, its text {file.text} {text.lines}; make it again with run_chinese_ref.py")
-    sidecar = file.refs.with_name(file.refs.name + ".json")
-    if sidecar.is_file() and read_json(sidecar, "what run_chinese_ref.py noted").get("text_sha256") != text.sha256:
-        raise UserError(f"{file.refs}: was made from another content of {file.text}; make it again with run_chinese_ref.py")
+    sidecar, tokenizer_sha = sidecar_of(file.refs), tokenizer_sha256(tokenizer)
+    if sidecar.is_file():
+        noted = read_json(sidecar, "what run_chinese_ref.py noted")
+        if noted.get("text_sha256") != text.sha256:
+            raise UserError(f"{file.refs}: was made from another content of {file.text}; make it again with run_chinese_ref.py")
+        if noted.get("tokenizer_sha256") != tokenizer_sha:
+            raise UserError(f"{file.refs}: was made for another vocabulary; make it again with run_chinese_ref.py and this one as --bert")
+        if noted.get("refs_sha256") != refs.sha256:
+            raise UserError(f"{file.refs}: is not what run_chinese_ref.py wrote; make it again, or remove {sidecar} if it is to be used")
     return {
         "format": FORMAT,
         "text": text.sha256,
         "lines": text.lines,
         "refs": refs.sha256,
-        "tokenizer": tokenizer_sha256(tokenizer),
+        "tokenizer": tokenizer_sha,
         "max_seq_length": max_seq_length,
     }
 

@@ -37,6 +37,7 @@ from utils import (
     require_file,
     require_writable_place,
     run_script,
+    sidecar_of,
     tokenizer_sha256,
     whole_file,
 )
@@ -118,10 +119,6 @@ def main() -> None:
 
 
 # ---------------------------------------------------------------- reference files and what is noted beside them
-
-
-def sidecar_of(refs: Path) -> Path:
-    return refs.with_name(refs.name + ".json")
 
 
 def check_outputs(files: list[TextAndRefs], overwrite: bool) -> None:

@@ -100,7 +100,7 @@ def main() -> None:
         torch.cuda.set_device(device)
     if processes > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        check_same_run(steps_done, identity)
+        check_same_run(resumed_from.name if resumed_from else None, identity)
 
     student.to(device)
     if teacher:
@@ -175,12 +175,12 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-def check_same_run(steps_done: int, identity: dict | None) -> None:
+def check_same_run(resumed_from: str | None, identity: dict | None) -> None:
     """Refuses processes that would not do the same: each machine must see the same checkpoints, data and models."""
     import torch.distributed as dist
 
     others = [None] * dist.get_world_size()
-    dist.all_gather_object(others, json.dumps([steps_done, identity], sort_keys=True))
+    dist.all_gather_object(others, json.dumps([resumed_from, identity], sort_keys=True))
     if len(set(others)) > 1:
         raise UserError(
             "the machines see different checkpoints, data or models; put output_dir and the data on a disk that all of them share"

@@ -42,6 +42,11 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every script imports
+            raise
+        print("error: out of GPU memory; is another program using the GPU? If not, give a smaller batch", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_one_line_errors(parser, argv: list[str] | None = None):
@@ -177,6 +182,11 @@ class TextAndRefs(NamedTuple):
 
     text: Path
     refs: Path
+
+
+def sidecar_of(refs: Path) -> Path:
+    """Where run_chinese_ref.py notes what made a reference file."""
+    return refs.with_name(refs.name + ".json")
 
 
 def read_data_json(path: str | Path) -> dict[str, list[TextAndRefs]]:

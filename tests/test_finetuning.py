@@ -589,7 +589,9 @@ def test_weights_that_are_no_encoder_are_refused(world, tmp_path, monkeypatch):
 
 def write_results(path: Path, task: str, model: str, best: dict, epochs=(2, 3, 5, 10), seeds=(1, 2, 3), **settings) -> str:
     rows = [{"num_train_epochs": n, "seeds": list(seeds)} for n in epochs]
-    content = {"task": task, "model": model, "metrics": list(TASKS[task].metrics), "best": best, "by_epochs": rows, "settings": settings}
+    defaults = {"max_seq_length": TASKS[task].max_seq_length, "per_device_train_batch_size": 32, "teacher": None}
+    content = {"task": task, "model": model, "metrics": list(TASKS[task].metrics), "best": best, "by_epochs": rows}
+    content["settings"] = {**defaults, "learning_rate": TASKS[task].learning_rate_small, **settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return str(path)
@@ -598,7 +600,14 @@ def write_results(path: Path, task: str, model: str, best: dict, epochs=(2, 3, 5
 def test_tables_hold_published_and_measured_rows(tmp_path, monkeypatch, capsys):
     cmrc = write_results(tmp_path / "1.json", "cmrc2018", "saves/mini/gs30000", {"f1_mean": 79.996, "em_mean": 50.0})
     ocnli = write_results(
-        tmp_path / "2.json", "ocnli", "saves/mini/gs30000", {"accuracy_mean": 60.0}, epochs=(2, 3), seeds=(1,), max_train_samples=9
+        tmp_path / "2.json",
+        "ocnli",
+        "saves/mini/gs30000",
+        {"accuracy_mean": 60.0},
+        epochs=(2, 3),
+        seeds=(1,),
+        max_train_samples=9,
+        teacher="big/model",
     )
     big = write_results(tmp_path / "3.json", "cmrc2018", "big/", {"f1_mean": 90.0, "em_mean": 75.0})
     given = [cmrc, ocnli, f"TA={big}", "--teacher", "TA", "--two_stage", "mini", "--output_dir", str(tmp_path / "tables")]
@@ -613,7 +622,7 @@ def test_tables_hold_published_and_measured_rows(tmp_path, monkeypatch, capsys):
         "| mini | measured | 88.9/66.7 | - | - | - | - | - | - |",
         "| MiniRBT-H256 (one-stage) | published | 77.57/54.27 | 68.32 | 86.39 | 83.55 | 53.94 |",
         "| mini (two-stage) | measured | 80.00/50.00 | 60.00 | - | - | - |",
-        "- mini, OCNLI: only 2, 3 epochs instead of 2, 3, 5, 10; only 1 of 3 seeds; only the first 9 training examples.",
+        "- mini, OCNLI: only 2, 3 epochs instead of 2, 3, 5, 10; only 1 of 3 seeds; only the first 9 training examples; teacher big/model.",
         "mini,measured,80.00,50.00,-,-,60.00,-,-,-,-",
         "RBT3,published,92,84.9,91,86.8,91.1,98,98.5,96.1,98.9",
     ):

@@ -161,7 +161,11 @@ def test_tables_of_the_published_form(experiment):
 
 def test_published_differences_are_those_of_the_shared_tasks():
     """Two-stage: (0.40 + 0.79 + 0.18) / 3; narrow-deep: (0.57 + 0.23 + 0.30 - 0.34) / 4."""
-    assert report.published_differences(["cmrc2018", "ocnli", "tnews", "chnsenticorp"]) == ["+0.46", "+0.19", "–"]
+    assert report.published_differences(["cmrc2018", "ocnli", "tnews", "chnsenticorp"]) == [
+        "+0.46 (CMRC 2018, OCNLI, TNEWS)",
+        "+0.19",
+        "–",
+    ]
 
 
 # ---------------------------------------------------------------- data and shapes

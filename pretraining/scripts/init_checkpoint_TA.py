@@ -41,16 +41,16 @@ def main() -> None:
     if target.exists() and any(target.iterdir()) and not (target / MADE_FROM).is_file():
         raise UserError(f"--dump_checkpoint {target}: was not made by this script (no {MADE_FROM} in it); name a new directory")
     tokenizer = load_tokenizer(args.model_name_or_path)
-    from checkpoint import weights_sha256
+    from checkpoint import model_sha256
     from modeling import load_masked_lm, require_model_directory
 
     config = require_model_directory(args.model_name_or_path, "the teacher")
     for layer in args.layers:
         if not 0 <= layer < config.num_hidden_layers:
             raise UserError(f"--layers {layer}: {args.model_name_or_path} has the layers 0 to {config.num_hidden_layers - 1}")
-    made_from = {"teacher": weights_sha256(args.model_name_or_path), "tokenizer": tokenizer_sha256(tokenizer), "layers": args.layers}
+    made_from = {"teacher": model_sha256(args.model_name_or_path), "tokenizer": tokenizer_sha256(tokenizer), "layers": args.layers}
     noted = read_json(target / MADE_FROM, "the note of what made it") if target.exists() and any(target.iterdir()) else {}
-    if noted == {**made_from, "result": weights_sha256(target)}:
+    if noted == {**made_from, "result": model_sha256(target)}:
         print(f"{target}: up to date")
         return
     teacher = load_masked_lm(args.model_name_or_path, "the teacher")
@@ -58,7 +58,7 @@ def main() -> None:
     with whole_directory(target) as partial:
         student.save_pretrained(str(partial))
         save_tokenizer(tokenizer, partial)
-        noted = {**made_from, "result": weights_sha256(partial)}
+        noted = {**made_from, "result": model_sha256(partial)}
         (partial / MADE_FROM).write_text(json.dumps(noted, indent=1) + "\n", encoding="utf-8")
     print(f"{args.dump_checkpoint}: layers {args.layers} of {args.model_name_or_path}, {student.num_parameters():,} parameters")
 
