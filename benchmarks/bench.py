@@ -237,7 +237,7 @@ def loader_stage(work: Path, args) -> list[Row]:
     from sides import OurSide, build_models
 
     tokenizer, dataset, masker = load_data(work)
-    steps, size = 4, 4
+    steps, size = 6, 4
     device = torch.device("cpu")
     models = build_models("RBT6 -> H256", len(tokenizer), device)
     side = OurSide(models, device, str(work / "out"), train_batch_size=size, bf16=True, num_train_steps=steps, ckpt_steps=steps)
