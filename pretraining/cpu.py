@@ -19,7 +19,7 @@ def onednn_is_exact() -> bool:
 
 @contextmanager
 def onednn_products():
-    """Has oneDNN compute float32 matrix products in the place of MKL, which takes twice as long on AMD's processors.
+    """Has oneDNN compute float32 matrix products in the place of MKL, which is slower on AMD's processors (benchmarks/RESULTS.md).
 
     torch turns to oneDNN only where it may round to bfloat16, so ask :func:`onednn_is_exact` first.
     """

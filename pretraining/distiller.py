@@ -287,14 +287,14 @@ class Distiller(GeneralDistiller):
         _, indices = self.batches.examples((step - 1) * size, size)
         path = Path(self.args.output_dir) / f"nonfinite_step{step}.json"
         if self.rank == 0:
+            losses = {name: str(value) for name, value in values.items()}
+            found = {"step": step, "losses": losses, "examples": indices.tolist(), "begin_with": self.batches.beginnings(indices)}
             with whole_file(path) as file:
-                json.dump(
-                    {"step": step, "losses": {name: str(value) for name, value in values.items()}, "examples": indices.tolist()}, file
-                )
+                json.dump(found, file, ensure_ascii=False, indent=1)
         terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
         first = ", ".join(map(str, indices[:8]))
         return UserError(
-            f"step {step}: the loss is no longer finite ({terms}); examples {first}{', …' if size > 8 else ''} (all in {path}); "
+            f"step {step}: the loss is no longer finite ({terms}); examples {first}{', …' if size > 8 else ''} (all in {path}, with their first words); "
             "the checkpoints are good: mend the data and resume with --ignore_data_fingerprint, or begin another --output_dir "
             "from the last one (--student_pretrained_weights) with a lower --learning_rate"
         )

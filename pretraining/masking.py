@@ -40,6 +40,7 @@ class WholeWordMasker:
     """
 
     def __init__(self, tokenizer, max_seq_length: int, mlm_probability: float, seed: int):
+        self.tokenizer = tokenizer
         self.content_length = max_seq_length - 2
         self.probability = mlm_probability
         self.seed = seed

@@ -351,6 +351,11 @@ class TrainingBatches:
         epochs, places = np.divmod(np.arange(start, start + count), len(self.dataset))
         return epochs, np.array([self._order(epoch)[place] for epoch, place in zip(epochs.tolist(), places.tolist())], dtype=np.int64)
 
+    def beginnings(self, indices: np.ndarray) -> dict[int, str]:
+        """How the texts of samples begin, without white space, by their index into the dataset: to find them in the files."""
+        rows = self.dataset[indices.tolist()]["input_ids"]
+        return {int(index): "".join(self.masker.tokenizer.decode(row[:32]).split()) for index, row in zip(indices, rows)}
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self.orders:
             self.orders = {old: order for old, order in self.orders.items() if old == epoch - 1}

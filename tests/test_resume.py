@@ -466,6 +466,8 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_stands(accumulation, who
     record = json.loads((directory / "nonfinite_step6.json").read_text())
     assert record["step"] == 6 and record["losses"]["total_loss"] == "nan" and len(record["examples"]) == 8
     assert ", ".join(map(str, record["examples"])) in message
+    text = "".join("".join(path.read_text().split()) for path in corpus.texts).lower()
+    assert len(record["begin_with"]) == len(set(record["examples"])) and all(part in text for part in record["begin_with"].values())
     assert steps(directory) == [2, 4]
     assert all(torch.isfinite(tensor).all() for tensor in tiny.weights(directory / "gs4").values())
 
