@@ -3,12 +3,12 @@
 import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import nn
-from transformers import Trainer
+from training import SavingTrainer
 
 PROJECTIONS = "distillation_projections"
 
 
-class DistillingTrainer(Trainer):
+class DistillingTrainer(SavingTrainer):
     """Trains on ``T^2 * KD + hard + matches``, all terms as in TextBrewer's ``GeneralDistiller.compute_loss``.
 
     KD is the cross-entropy of teacher and student at temperature T (for reading that of the start and that of the end logits,

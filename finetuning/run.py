@@ -12,6 +12,7 @@ the published best learning rates: of RoBERTa for models of its size (12 layers,
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -61,8 +62,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parse_one_line_errors(parser, argv)
     for name in ("learning_rate", "per_device_train_batch_size", "max_train_samples", "max_eval_samples", "temperature"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value}: must be greater than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} {value}: must be a number greater than 0")
     for name, low in (("num_train_epochs", 1), ("seeds", 0)):
         values = getattr(args, name)
         if min(values) < low or len(set(values)) != len(values):
@@ -170,7 +171,12 @@ def one_at_a_time(output_dir: Path) -> FileLock:
 
 def finished_units(output_dir: Path) -> dict[tuple[int, int], dict]:
     """The finished runs by (epochs, seed), in that order."""
-    units = [read_json(path, "a finished run") for path in (output_dir / "units").glob("*.json")]
+    units = []
+    for path in (output_dir / "units").glob("*.json"):
+        unit = read_json(path, "a finished run; remove it and run again")
+        if not {"num_train_epochs", "seed", "metrics", "predictions"} <= unit.keys():
+            raise UserError(f"{path}: is no finished run of this program; remove it and run again")
+        units.append(unit)
     return {(unit["num_train_epochs"], unit["seed"]): unit for unit in sorted(units, key=lambda u: (u["num_train_epochs"], u["seed"]))}
 
 
@@ -271,6 +277,7 @@ def run_unit(recipe, output_dir: Path, tokenizer, epochs: int, seed: int) -> Non
     """One run. The model goes first, the unit's file last: killed in between, the run is done again from its newest checkpoint."""
     import torch
     import training
+    from checkpoint import one_line_for_a_full_disk
 
     name = f"epochs{epochs}-seed{seed}"
     print(f"{recipe.task.name}: {epochs} epochs, seed {seed}")
@@ -281,7 +288,7 @@ def run_unit(recipe, output_dir: Path, tokenizer, epochs: int, seed: int) -> Non
     unit = {"num_train_epochs": epochs, "seed": seed, "metrics": result.metrics, "predictions": result.predictions}
     with one_at_a_time(output_dir):
         if best_of(recipe.task, {**finished_units(output_dir), (epochs, seed): unit}) == (epochs, seed):
-            with whole_directory(output_dir / "model") as directory:
+            with whole_directory(output_dir / "model") as directory, one_line_for_a_full_disk(output_dir / "model"):
                 result.model.save_pretrained(directory)
                 save_tokenizer(tokenizer, directory)
         with whole_file(output_dir / "units" / f"{name}.json") as file:

@@ -77,7 +77,11 @@ def read_results(arguments: list[str]) -> dict[str, dict[str, dict]]:
         if Path(argument).exists():
             name, path = "", argument
         content = read_json(Path(path) / "results.json" if Path(path).is_dir() else path, "a results.json of run.py")
-        if content.get("task") not in TASKS or not isinstance(content.get("best"), dict):
+        if (
+            content.get("task") not in TASKS
+            or not {"model", "metrics", "best", "by_epochs", "settings"} <= content.keys()
+            or not content["best"]
+        ):
             raise UserError(f"{path}: is not a results.json of run.py")
         model = name or model_name(content["model"])
         if content["task"] in results.setdefault(model, {}):
@@ -106,7 +110,7 @@ def protocol_notes(results: dict[str, dict[str, dict]]) -> list[str]:
             epochs = [row["num_train_epochs"] for row in content["by_epochs"]]
             if not set(EPOCHS) <= set(epochs):
                 missing.append(f"only {', '.join(map(str, epochs))} epochs instead of {', '.join(map(str, EPOCHS))}")
-            if more := sorted(set(epochs) - set(EPOCHS)):
+            elif more := sorted(set(epochs) - set(EPOCHS)):
                 missing.append(f"{', '.join(map(str, more))} epochs as well")
             seeds = min(len(row["seeds"]) for row in content["by_epochs"])
             if seeds < len(SEEDS):
@@ -226,7 +230,11 @@ def draw(tables: list[Table], path: Path) -> None:
         width = 0.8 / len(table.rows)
         lowest = 100.0
         for index, row in enumerate(table.rows):
-            known = [(place, float(row.cells[task].split("/")[0])) for place, task in enumerate(table.tasks) if task in row.cells]
+            known = [
+                (place, float(row.cells[task].split("/")[0]))
+                for place, task in enumerate(table.tasks)
+                if row.cells.get(task, "–")[0] != "–"
+            ]
             lowest = min([lowest, *(value for _, value in known)])
             panel.bar(
                 [place + (index - (len(table.rows) - 1) / 2) * width for place, _ in known],

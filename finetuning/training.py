@@ -1,6 +1,7 @@
 """One fine-tuning run: model, features, Trainer, predictions. ``run.py`` calls it once for every epoch count and seed."""
 
-import json
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
+from checkpoint import damage, one_line_for_a_full_disk, write_checksums
 from reading import Window, best_answers, make_windows, reading_metrics
 from tasks import Example, Question, Task
 from tqdm import tqdm
@@ -150,8 +152,16 @@ def load_model(directory: str, task: Task, labels: tuple[str, ...], what: str, w
 # ---------------------------------------------------------------- one run
 
 
+class SavingTrainer(Trainer):
+    """A Trainer whose checkpoints say in one line that they could not be written."""
+
+    def _save_checkpoint(self, model, trial):
+        with one_line_for_a_full_disk(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+
+
 class SaveOnceInAWhile(TrainerCallback):
-    """Asks for a checkpoint every SAVE_EVERY_SECONDS: short runs write none."""
+    """Asks for a checkpoint every SAVE_EVERY_SECONDS, short runs write none; what is written gets its checksums."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -162,15 +172,20 @@ class SaveOnceInAWhile(TrainerCallback):
             control.should_save = True
         return control
 
+    def on_save(self, args, state, control, **kwargs):
+        write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
 
 def newest_whole_checkpoint(directory: Path) -> str | None:
-    """The Trainer writes ``trainer_state.json`` last, so a checkpoint with a readable one is whole."""
+    """The checksums are written last: a checkpoint without them, or with others, is not whole and is removed.
+
+    It has to go, as the Trainer keeps the checkpoint of the highest step and removes what the run going on writes below it.
+    """
     for path in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            continue
-        return str(path)
+        if damage(path) is None:
+            return str(path)
+        print(f"warning: {path} is not whole and was removed", file=sys.stderr)
+        shutil.rmtree(path)
     return None
 
 
@@ -213,12 +228,16 @@ def fine_tune(recipe: Recipe, directory: Path, epochs: int, seed: int) -> Result
         "callbacks": [SaveOnceInAWhile()],
     }
     if recipe.teacher is None:
-        trainer = Trainer(**common)
+        trainer = SavingTrainer(**common)
     else:
         from distilling import DistillingTrainer  # brings in TextBrewer
 
         trainer = DistillingTrainer(teacher=recipe.teacher, temperature=recipe.temperature, matches=list(recipe.matches), **common)
     trainer.train(resume_from_checkpoint=newest_whole_checkpoint(directory))
+    if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
+        raise UserError(
+            f"{epochs} epochs, seed {seed}: the weights are no longer finite; give a lower --learning_rate, or without --bf16 if it is on"
+        )
     metrics, predictions = evaluate(recipe, trainer)
     if recipe.teacher is not None:
         trainer.drop_projections()

@@ -5,13 +5,14 @@ import json
 import re
 import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from config import FREE_TO_CHANGE
-from utils import UserError, file_facts, first_line, read_json, save_tokenizer, tokenizer_sha256, whole_directory
+from utils import UserError, file_facts, first_line, read_json, save_tokenizer, tokenizer_sha256, whole_directory, whole_file
 
 STATE_FILE = "training_state.pt"
 CHECKSUMS = "checksums.json"
@@ -28,23 +29,36 @@ def save_checkpoint(output_dir: str | Path, model, tokenizer, state: dict[str, A
     """
     directory = Path(output_dir) / f"gs{state['step']}"
     with whole_directory(directory) as partial:
-        try:
+        with one_line_for_a_full_disk(directory):
             model.save_pretrained(str(partial))
             save_tokenizer(tokenizer, partial)
             torch.save(state, partial / STATE_FILE)
-        except OSError:
-            raise
-        except Exception as error:  # a full disk, as safetensors and torch report it
-            raise UserError(
-                f"{directory}: could not be written; is the disk full? ({first_line(error)}); free some space and run again to go on"
-            ) from None
-        sums = {entry.name: file_facts(entry).sha256 for entry in sorted(partial.iterdir())}
-        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        write_checksums(partial)
     if keep:
         found = checkpoints(output_dir)
         for old in found[found.index(directory) + keep :]:  # later ones were damaged, or the run went on from before them
             shutil.rmtree(old, ignore_errors=True)  # the new one is safe; what a shared disk holds on to is removed next time
     return directory
+
+
+@contextmanager
+def one_line_for_a_full_disk(path: str | Path):
+    """Makes a UserError of what safetensors and torch raise when they cannot write; an OSError is one line as it is."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path}: could not be written; is the disk full? ({first_line(error)}); free some space and run again to go on"
+        ) from None
+
+
+def write_checksums(directory: Path) -> None:
+    """Notes the checksum of every file of a directory, for :func:`damage`."""
+    sums = {entry.name: file_facts(entry).sha256 for entry in sorted(directory.iterdir())}
+    with whole_file(directory / CHECKSUMS) as file:
+        file.write(json.dumps(sums, indent=1) + "\n")
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

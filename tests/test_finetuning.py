@@ -413,6 +413,60 @@ def test_sigkill_while_training(world, undisturbed, tmp_path):
     assert_same_outcome(tmp_path / "out", undisturbed["chnsenticorp"])
 
 
+def test_a_damaged_checkpoint_is_not_gone_on_from(world, undisturbed, tmp_path, monkeypatch, capfd):
+    given = arguments(world, "chnsenticorp", tmp_path / "out", "--num_train_epochs", 3, "--seeds", 5)
+    step, done = training.Trainer.training_step, []
+
+    def counted(*args, **kwargs):
+        done.append(1)
+        if len(done) == 8:
+            raise Killed
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(training, "SAVE_EVERY_SECONDS", 0)
+        killing.setattr(training.Trainer, "training_step", counted)
+        run_main(monkeypatch, *given)
+    optimizer = tmp_path / "out" / "unfinished" / "epochs3-seed5" / "checkpoint-7" / "optimizer.pt"
+    os.truncate(optimizer, 1000)
+    run_main(monkeypatch, *given)
+    assert f"warning: {optimizer.parent} is not whole and was removed" in capfd.readouterr().err
+    assert_same_outcome(tmp_path / "out", undisturbed["chnsenticorp"])
+
+
+def test_a_model_that_diverged_is_no_result(world, tmp_path, monkeypatch):
+    def diverge(model):
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight[5] = float("nan")
+        return model
+
+    load_model = training.load_model
+    monkeypatch.setattr(training, "load_model", lambda *args, **kwargs: diverge(load_model(*args, **kwargs)))
+    monkeypatch.setattr(training, "evaluate", lambda *_: pytest.fail("was evaluated"))
+    with pytest.raises(UserError, match="1 epochs, seed 5: the weights are no longer finite; give a lower --learning_rate"):
+        run_main(monkeypatch, *arguments(world, "chnsenticorp", tmp_path / "out", "--num_train_epochs", 1, "--seeds", 5))
+    assert not list(tmp_path.glob("out/units/*")) and not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("where", ["the model", "a checkpoint"])
+def test_a_full_disk_is_one_line(world, tmp_path, monkeypatch, where):
+    """safetensors and torch have exceptions of their own for it."""
+
+    def full(*_, **__):
+        raise RuntimeError("I/O error: No space left on device\nmore")
+
+    if where == "a checkpoint":
+        monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0)
+        monkeypatch.setattr(training.Trainer, "_save_checkpoint", full)
+    else:
+        monkeypatch.setattr(training.BertForSequenceClassification, "save_pretrained", full)
+    with pytest.raises(
+        UserError, match=r"could not be written; is the disk full\? \(I/O error: No space left on device\); free some space"
+    ):
+        run_main(monkeypatch, *arguments(world, "chnsenticorp", tmp_path / "out", "--num_train_epochs", 1, "--seeds", 5))
+    assert not list(tmp_path.glob("out/units/*")) and not (tmp_path / "out" / "model").exists()
+
+
 def test_cmrc_is_learnt(undisturbed):
     results, predictions = results_of(undisturbed["cmrc2018"])
     assert list(predictions) == [f"q{n}" for n in range(16)]
@@ -438,7 +492,8 @@ def test_default_learning_rates_are_the_published_ones(world, tmp_path, monkeypa
         (["--task", "sst2"], "argument --task: invalid choice"),
         (["--seeds", "1", "1"], "--seeds 1 1: each must be at least 0 and stand there once"),
         (["--num_train_epochs", "0"], "--num_train_epochs 0: each must be at least 1"),
-        (["--learning_rate", "nan"], "--learning_rate nan: must be greater than 0"),
+        (["--learning_rate", "nan"], "--learning_rate nan: must be a number greater than 0"),
+        (["--learning_rate", "inf"], "--learning_rate inf: must be a number greater than 0"),
         (["--matches", "L3_hidden_mse"], "--matches needs a teacher"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3"),
     ],
@@ -642,6 +697,15 @@ def test_without_a_teacher_the_published_one_is_100_percent(tmp_path):
     assert relative.rows[-1] == table.Row("m", "measured", {"lcqmc": "50.0"})
     assert relative.title.startswith("Relative performance in percent (measured rows: of RoBERTa, published;")
     assert [row.source for row in stages.rows] == ["published", "published"] and len(absolute.rows) == 7
+
+
+def test_a_teacher_without_a_right_answer_has_no_percent(tmp_path):
+    zero = write_results(tmp_path / "0.json", "cmrc2018", "zero", {"f1_mean": 0.0, "em_mean": 0.0})
+    results = table.read_results([zero, write_results(tmp_path / "1.json", "cmrc2018", "m", {"f1_mean": 5.0, "em_mean": 1.0})])
+    tables = table.make_tables(results, "zero", None, None)
+    assert tables[1].rows[-1] == table.Row("m", "measured", {"cmrc2018": "–/–"})
+    table.draw(tables, tmp_path / "tables.png")
+    assert (tmp_path / "tables.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
