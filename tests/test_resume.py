@@ -267,7 +267,7 @@ from torch.utils.data import DataLoader
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)
 loader = iter(DataLoader(range(40), batch_size=None, num_workers=2, worker_init_fn=leave_signals_to_the_parent))
-taken = [next(loader)]
+taken = [next(loader), next(loader)]  # one of each worker, so both are past their start
 for number in (signal.SIGTERM, signal.SIGINT):
     os.killpg(0, number)
 print(sum([*taken, *loader]))
@@ -277,7 +277,8 @@ print(sum([*taken, *loader]))
 def test_a_signal_to_the_whole_group_leaves_the_loader_its_workers():
     """Ctrl-C and a cluster's preemption reach every process; the step that is to be finished needs its data."""
     directory = Path(my_datasets.__file__).parent
-    ended = subprocess.run([sys.executable, "-c", GROUP_SIGNAL], cwd=directory, capture_output=True, text=True, start_new_session=True)
+    command = [sys.executable, "-c", GROUP_SIGNAL]
+    ended = subprocess.run(command, cwd=directory, capture_output=True, text=True, start_new_session=True, timeout=120)
     assert ended.returncode == 0 and ended.stdout == f"{sum(range(40))}\n", ended.stderr
 
 
