@@ -419,7 +419,7 @@ def write_neural_ltp(directory: Path, bert: Path, lines: list[str]) -> None:
             inside, begins = model.task_heads["cws"](hidden).logits[mask].T
             scores.append(begins - inside)
         middle = torch.cat(scores).sort().values.chunk(5)[2]
-        widest = middle.diff().argmax()  # between the scores of no two tokens are ties that padding could turn
+        widest = middle.diff().argmax()  # no token may lie so near to the boundary that padding turns it
         list(model.task_heads["cws"].parameters())[-1][0] += middle[widest : widest + 2].mean()
     torch.save(model.state_dict(), directory / "pytorch_model.bin")
 

@@ -80,7 +80,7 @@ def read_results(arguments: list[str]) -> dict[str, dict[str, dict]]:
         if (
             content.get("task") not in TASKS
             or not {"model", "metrics", "best", "by_epochs", "settings"} <= content.keys()
-            or not content["best"]
+            or not isinstance(content["best"], dict)
         ):
             raise UserError(f"{path}: is not a results.json of run.py")
         model = name or model_name(content["model"])
