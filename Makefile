@@ -1,5 +1,6 @@
 # make demo    the whole pipeline on the sample corpus, a few minutes on two CPU cores
-# make test    style checks and all tests
+# make quick   style, types and the tests that are not slow, under two minutes
+# make test    style, types and all tests
 # make bench   every stage against its stock peer, side by side
 # make audit   known vulnerabilities of the pinned packages
 # make faults  the longer run of the fault tests
@@ -7,16 +8,23 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 AUDIT := $(CURDIR)/.venv/audit
+REQUIREMENTS := pretraining/requirements.txt pretraining/requirements-dev.txt
 
-.PHONY: demo test bench audit faults
+.PHONY: demo quick test style bench audit faults
 
 demo: .venv/installed
 	cd pretraining && python=$(BIN)/python sh scripts/demo.sh
 
-test: .venv/installed
+quick: style
+	$(BIN)/python -m pytest -m "not slow"
+
+test: style
+	$(BIN)/python -m pytest
+
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py
@@ -26,14 +34,14 @@ faults: .venv/installed
 
 audit: .venv/installed
 	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit==2.10.1; } || { echo "error: make audit: pip-audit cannot be installed from this package index" >&2; exit 2; }
-	@$(AUDIT)/bin/pip-audit --progress-spinner off --requirement pretraining/requirements.txt >$(AUDIT)/report.txt 2>&1; status=$$?; \
+	@$(AUDIT)/bin/pip-audit --progress-spinner off $(REQUIREMENTS:%=--requirement %) >$(AUDIT)/report.txt 2>&1; status=$$?; \
 	if grep -q 'could not be audited\|Traceback' $(AUDIT)/report.txt; then \
 		echo "error: make audit: the vulnerability service of the package index cannot be reached, so nothing is known; see $(AUDIT)/report.txt" >&2; exit 2; \
 	fi; \
 	cat $(AUDIT)/report.txt; exit $$status
 
-.venv/installed: pretraining/requirements.txt
+.venv/installed: pyproject.toml $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is older than Python 3.10; name a newer one: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement pretraining/requirements.txt
+	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@

@@ -1,15 +1,11 @@
 """The rows of the benchmarks' tables: made from rounds of both sides, printed, written as JSON."""
 
-import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-PRETRAINING = Path(__file__).resolve().parents[1] / "pretraining"
-sys.path[:0] = [str(PRETRAINING), str(PRETRAINING / "scripts")]
-from utils import whole_file  # noqa: E402
+from pretraining.corpus import files
 
 
 @dataclass
@@ -73,6 +69,4 @@ def _short(value: float | None) -> str:
 def write_json(path: str | Path, rows: list[Row], **more) -> None:
     """A list of rows; with ``more`` an object that has them under "rows"."""
     values = [asdict(row) for row in rows]
-    with whole_file(path) as file:
-        json.dump({**more, "rows": values} if more else values, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    files.write_json(path, {**more, "rows": values} if more else values)

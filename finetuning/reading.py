@@ -5,8 +5,9 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import numpy as np
-from tasks import Question
 from tqdm import tqdm
+
+from finetuning.tasks import Question
 
 DOC_STRIDE = 128  # tokens by which the window moves over a long context, as in BERT's own SQuAD code
 MAX_QUESTION_TOKENS = 64

@@ -1,29 +1,25 @@
-"""The seven downstream tasks: how their files are named and read, their labels, official sizes and published learning rates.
+"""The data of the downstream tasks: finds and reads their files.
 
     python finetuning/tasks.py --task lcqmc --data_dir data/lcqmc
 
-prints what is there: the splits, their sizes, and for classification the share of the most frequent label.
+prints the splits in a directory, their sizes and, for classification, the share of the most frequent label.
+The tasks are defined in ``tasks/``, see ``task_definitions.py``.
 """
 
-import argparse
 import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
-from utils import UserError, parse_one_line_errors, read_json, read_line_blocks, require_file, run_script
-
-ZERO_ONE = ("0", "1")
-NLI_LABELS = ("entailment", "neutral", "contradiction")
+from finetuning.task_definitions import TASKS, Task
+from pretraining.corpus.files import read_json, read_lines, require_file
+from pretraining.utils import ArgumentParser, UserError, run_script
 
 
 class Example(NamedTuple):
-    """One sentence or pair; ``id`` is its line in the file, counted from 1, ``label`` an index into the task's labels."""
+    """One sentence or pair; ``id`` is its line in the file, counted from 1, ``label`` an index into the labels of the task."""
 
     id: str
     texts: tuple[str, ...]
@@ -40,132 +36,22 @@ class Question(NamedTuple):
     answer_start: int
 
 
-@dataclass(frozen=True)
-class Task:
-    """What differs between the tasks.
+class TaskData(NamedTuple):
+    """The data of one task: its labels, and for "train" and "dev" the file and its examples."""
 
-    ``layout`` is "squad" (SQuAD-style JSON), "jsonl" (a JSON object a line) or "table" (tab-separated; ``.csv`` with quotes);
-    ``fields`` names the text keys or columns, ``columns`` the order of all columns where a table has no header;
-    ``files`` gives for each split the accepted names, the first as distributed. The learning rates are the published best.
-    """
-
-    name: str
-    layout: str
-    files: dict[str, tuple[str, ...]]
-    sizes: dict[str, int]
-    max_seq_length: int
-    learning_rate_roberta: float
-    learning_rate_small: float
-    fields: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-
-    @property
-    def is_reading(self) -> bool:
-        """True where the answer is a span of a text, False where it is a label."""
-        return self.layout == "squad"
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """In percent; the first one ranks."""
-        return ("f1", "em") if self.is_reading else ("accuracy",)
+    labels: tuple[str, ...]
+    paths: dict[str, Path]
+    examples: dict[str, list]
 
 
-def _names(extensions: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    return {split: tuple(f"{split}.{extension}" for extension in extensions) for split in ("train", "dev", "test")}
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "cmrc2018",
-            "squad",
-            {"train": ("train.json", "cmrc2018_train.json"), "dev": ("dev.json", "cmrc2018_dev.json")},
-            {"train": 10142, "dev": 3219},
-            512,
-            3e-5,
-            1e-4,
-        ),
-        Task(
-            "drcd",
-            "squad",
-            {
-                "train": ("DRCD_training.json", "train.json"),
-                "dev": ("DRCD_dev.json", "dev.json"),
-                "test": ("DRCD_test.json", "test.json"),
-            },
-            {"train": 26936, "dev": 3524, "test": 3493},
-            512,
-            3e-5,
-            1e-4,
-        ),
-        Task(
-            "ocnli",
-            "jsonl",
-            {"train": ("train.50k.json", "train.json"), "dev": ("dev.json",)},
-            {"train": 50437, "dev": 2950},
-            128,
-            2e-5,
-            5e-5,
-            fields=("sentence1", "sentence2"),
-            labels=NLI_LABELS,
-        ),
-        Task(
-            "lcqmc",
-            "table",
-            _names(("txt", "tsv")),
-            {"train": 238766, "dev": 8802, "test": 12500},
-            128,
-            2e-5,
-            1e-4,
-            fields=("text_a", "text_b"),
-            columns=("text_a", "text_b", "label"),
-            labels=ZERO_ONE,
-        ),
-        Task(
-            "bq",
-            "table",
-            _names(("csv", "tsv", "txt")),
-            {"train": 100000, "dev": 10000, "test": 10000},
-            128,
-            3e-5,
-            1e-4,
-            fields=("sentence1", "sentence2"),
-            columns=("sentence1", "sentence2", "label"),
-            labels=ZERO_ONE,
-        ),
-        Task(
-            "tnews",
-            "jsonl",
-            {"train": ("train.json",), "dev": ("dev.json",)},
-            {"train": 53360, "dev": 10000},
-            128,
-            2e-5,
-            1e-4,
-            fields=("sentence",),
-        ),
-        Task(
-            "chnsenticorp",
-            "table",
-            _names(("tsv",)),
-            {"train": 9600, "dev": 1200, "test": 1200},
-            256,
-            2e-5,
-            1e-4,
-            fields=("text_a",),
-            columns=("label", "text_a"),
-            labels=ZERO_ONE,
-        ),
-    )
-}
+# ---------------------------------------------------------------- the files of a task
 
 
 def find_file(task: Task, data_dir: str | Path, split: str) -> Path:
-    """The file of a split.
+    """Returns the file of a split.
 
     Raises:
-        UserError: none of the accepted names is there.
+        UserError: the directory has none of the accepted names.
     """
     for name in task.files[split]:
         if (Path(data_dir) / name).is_file():
@@ -176,11 +62,11 @@ def find_file(task: Task, data_dir: str | Path, split: str) -> Path:
 
 
 def task_labels(task: Task, data_dir: str | Path) -> tuple[str, ...]:
-    """The labels in the order of their indices; those of tnews stand in its ``labels.json``."""
+    """Returns the labels in the order of their indices; none for reading. Those of tnews are in ``labels.json``."""
     if task.labels or task.is_reading:
         return task.labels
     path = require_file(Path(data_dir) / "labels.json", f"the labels of {task.name}, a JSON object a line")
-    labels = tuple(str(_key(path, number, row, "label")) for number, row in _json_lines(path))
+    labels = tuple(str(_value(path, number, row, "label")) for number, row in _json_rows(path))
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise UserError(f"{path}: must list at least two labels, each once")
     return labels
@@ -190,12 +76,13 @@ def load_split(task: Task, path: str | Path, labels: tuple[str, ...]) -> list[Ex
     """Reads one file of a task.
 
     Raises:
-        UserError: whatever is wrong with the file, with its name and the line.
+        UserError: anything that is wrong with the file; the message has the line.
     """
+    examples: list[Example] | list[Question]
     if task.is_reading:
         examples = _read_squad(path)
     else:
-        rows = _json_lines(path) if task.layout == "jsonl" else _table_rows(task, path)
+        rows = _json_rows(path) if task.layout == "jsonl" else _table_rows(task, path)
         examples = list(_to_examples(task, path, rows, labels))
     if not examples:
         raise UserError(f"{path}: has no examples")
@@ -203,7 +90,7 @@ def load_split(task: Task, path: str | Path, labels: tuple[str, ...]) -> list[Ex
 
 
 def size_line(task: Task, split: str, path: Path, examples: list) -> str:
-    """One printable line; says so when the size is not the official one."""
+    """Returns one line to print; it has a note if the size differs from the official one."""
     official = task.sizes[split]
     note = "" if len(examples) == official else f"; the official {split} set has {official}"
     return f"{task.name} {split}: {len(examples)} examples ({path}{note})"
@@ -211,45 +98,46 @@ def size_line(task: Task, split: str, path: Path, examples: list) -> str:
 
 # ---------------------------------------------------------------- sentences and pairs
 
+Rows = Iterator[tuple[int, Any]]  # line number, counted from 1, and the row: column or key -> value
 
-def _to_examples(task: Task, path, rows: Iterator[tuple[int, dict]], labels: tuple[str, ...]) -> Iterator[Example]:
+
+def _to_examples(task: Task, path: str | Path, rows: Rows, labels: tuple[str, ...]) -> Iterator[Example]:
     index = {label: position for position, label in enumerate(labels)}
     for number, row in rows:
-        label = str(_key(path, number, row, "label"))
-        if task.name == "ocnli" and label == "-":  # the annotators did not agree; the task's authors leave these rows out
+        label = str(_value(path, number, row, "label"))
+        if label in task.skipped_labels:
             continue
         if label not in index:
             raise UserError(f"{path}:{number}: label {label!r} is none of {', '.join(labels)}")
-        texts = tuple(_key(path, number, row, field) for field in task.fields)
+        texts = tuple(_value(path, number, row, field) for field in task.fields)
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}:{number}: {' and '.join(task.fields)} must be text")
         yield Example(str(number), texts, index[label])
 
 
-def _key(path, number: int, row, key: str):
+def _value(path: str | Path, number: int, row: Any, key: str) -> Any:
     if not isinstance(row, dict) or key not in row:
         raise UserError(f"{path}:{number}: must be a JSON object with the key {key!r}")
     return row[key]
 
 
-def _lines(path) -> Iterator[str]:
-    """The lines, all of them; a leading byte-order mark is dropped, as BQ is distributed with one."""
-    for block in read_line_blocks(path, allow_bom=True):
-        yield from block
+def _lines(path: str | Path) -> Iterator[str]:
+    """All lines without the byte-order mark; BQ is distributed with one."""
+    return read_lines(path, allow_bom=True)
 
 
-def _json_lines(path) -> Iterator[tuple[int, dict]]:
+def _json_rows(path: str | Path) -> Rows:
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); one JSON object a line is expected") from None
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); write one JSON object a line") from None
 
 
-def _table_rows(task: Task, path) -> Iterator[tuple[int, dict]]:
-    """Rows as dicts. A first row that has a cell "label" is a header and names the columns."""
+def _table_rows(task: Task, path: str | Path) -> Rows:
+    """Rows as dicts. A first row with a cell "label" is a header and names the columns."""
     if Path(path).suffix == ".csv":
         rows = _csv_rows(path)
     else:
@@ -263,12 +151,12 @@ def _table_rows(task: Task, path) -> Iterator[tuple[int, dict]]:
                     raise UserError(f"{path}:{number}: the header has no column {name!r}, only {', '.join(columns)}")
             continue
         if len(row) != len(columns):
-            raise UserError(f"{path}:{number}: {len(row)} columns, {len(columns)} are expected ({', '.join(columns)})")
+            raise UserError(f"{path}:{number}: {len(row)} columns instead of {len(columns)} ({', '.join(columns)})")
         yield number, dict(zip(columns, row))
 
 
-def _csv_rows(path) -> Iterator[tuple[int, list[str]]]:
-    """Rows of a comma-separated file, with the line each begins on; a quoted cell may hold commas, quotes and line ends."""
+def _csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a comma-separated file, each with its first line; a quoted cell may hold commas, quotes and line ends."""
     reader = csv.reader((line + "\n" for line in _lines(path)), strict=True)
     while True:
         number = reader.line_num + 1
@@ -285,7 +173,7 @@ def _csv_rows(path) -> Iterator[tuple[int, list[str]]]:
 # ---------------------------------------------------------------- reading comprehension
 
 
-def _read_squad(path) -> list[Question]:
+def _read_squad(path: str | Path) -> list[Question]:
     """SQuAD-style JSON: data[].paragraphs[].qas[], each with id, question and answers[] of text and answer_start."""
     questions, seen, where = [], set(), "data"
     data = read_json(path, "a SQuAD-style file")
@@ -295,18 +183,9 @@ def _read_squad(path) -> list[Question]:
                 where = f"data[{a}].paragraphs[{p}]"
                 for q, entry in enumerate(paragraph["qas"]):
                     where = f"data[{a}].paragraphs[{p}].qas[{q}]"
-                    answers = entry["answers"]
-                    question = Question(
-                        str(entry["id"]),
-                        entry["question"],
-                        paragraph["context"],
-                        tuple(answer["text"] for answer in answers),
-                        answers[0]["answer_start"],
-                    )
-                    if not all(isinstance(text, str) for text in (question.question, question.context, *question.answers)):
-                        raise TypeError
+                    question = _to_question(entry, paragraph["context"])
                     if question.id in seen:
-                        raise UserError(f"{path}: {where}: the id {question.id!r} stands there twice")
+                        raise UserError(f"{path}: {where}: the id {question.id!r} is a duplicate")
                     seen.add(question.id)
                     questions.append(question)
     except (KeyError, IndexError, TypeError):
@@ -314,11 +193,28 @@ def _read_squad(path) -> list[Question]:
     return questions
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def _to_question(entry: dict, context: str) -> Question:
+    answers = entry["answers"]
+    question = Question(
+        id=str(entry["id"]),
+        question=entry["question"],
+        context=context,
+        answers=tuple(answer["text"] for answer in answers),
+        answer_start=answers[0]["answer_start"],
+    )
+    if not all(isinstance(text, str) for text in (question.question, question.context, *question.answers)):
+        raise TypeError
+    return question
+
+
+# ---------------------------------------------------------------- command
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--task", required=True, choices=TASKS)
     parser.add_argument("--data_dir", required=True)
-    args = parse_one_line_errors(parser)
+    args = parser.parse_args(argv)
     task = TASKS[args.task]
     labels = task_labels(task, args.data_dir)
     for split in task.files:
@@ -327,7 +223,7 @@ def main() -> None:
         except UserError as missing:
             print(missing)
             continue
-        examples = load_split(task, path, labels)
+        examples: list = load_split(task, path, labels)
         print(size_line(task, split, path, examples))
         if not task.is_reading:
             label, count = Counter(example.label for example in examples).most_common(1)[0]

@@ -1,48 +1,58 @@
-"""One fine-tuning run: model, features, Trainer, predictions. ``run.py`` calls it once for every epoch count and seed."""
+"""One fine-tuning run: model, trainer, predictions. ``run.py`` calls it once for every epoch count and seed."""
 
 import shutil
 import sys
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import transformers
-from checkpoint import damage, one_line_for_a_full_disk, write_checksums
-from reading import Window, best_answers, make_windows, reading_metrics
-from tasks import Example, Question, Task
-from tqdm import tqdm
+from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from torch import nn
 from transformers import BertForQuestionAnswering, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments, set_seed
-from utils import UserError
+
+from finetuning.features import collate, make_features
+from finetuning.reading import Window, best_answers, reading_metrics
+from finetuning.task_definitions import Task
+from finetuning.tasks import TaskData
+from pretraining.corpus.files import disk_full_as_user_error
+from pretraining.distillation.checkpoint import damage, write_checksums
+from pretraining.distillation.losses import fine_tuning_adaptor
+from pretraining.distillation.modeling import load_model as load_bert
+from pretraining.distillation.modeling import load_reporting_missing
+from pretraining.utils import UserError
 
 SAVE_EVERY_SECONDS = 300  # of training; a killed run loses at most this much
 WARMUP, WEIGHT_DECAY, EVAL_BATCH_SIZE = 0.1, 0.01, 64
-NOT_IN_ENCODER = ("classifier.", "qa_outputs.", "bert.pooler.")
-
-transformers.logging.set_verbosity_error()  # else every load reports the new head as a fault
-transformers.logging.disable_progress_bar()
+NOT_IN_ENCODER = ("classifier.", "qa_outputs.", "bert.pooler.")  # weights that a pretrained model need not have
+PROJECTIONS = "distillation_projections"
 
 
 @dataclass
 class Recipe:
     """What all epoch counts and seeds of one task share.
 
-    ``train`` and ``dev`` are features, for reading those of the windows; ``dev_windows`` is empty for the other tasks.
+    Attributes:
+        train, dev: features, as :mod:`finetuning.features` makes them.
+        dev_examples: the Examples or Questions of the dev set.
+        dev_windows: for reading the window of each dev feature; else empty.
+        teacher: frozen, in eval mode, on the device of the training.
+        matches: TextBrewer's ``intermediate_matches``.
     """
 
     task: Task
     labels: tuple[str, ...]
     train: list[dict]
     dev: list[dict]
-    dev_examples: list[Example] | list[Question]
+    dev_examples: list
     dev_windows: list[Window]
     model_dir: str
     learning_rate: float
     batch_size: int
     bf16: bool
-    teacher: torch.nn.Module | None = None
+    teacher: nn.Module | None = None
     temperature: float = 1.0
     matches: tuple[dict, ...] = ()
 
@@ -53,115 +63,155 @@ class Recipe:
 
 
 class Result(NamedTuple):
-    """Of one run: the metrics in percent, the prediction for every dev id, and the trained model."""
+    """One run: the metrics in percent, the prediction for every dev id, and the trained model."""
 
     metrics: dict[str, float]
     predictions: dict[str, str]
-    model: torch.nn.Module
+    model: nn.Module
 
 
-# ---------------------------------------------------------------- features
-
-
-def sentence_features(examples: list[Example], tokenizer, max_seq_length: int, with_labels: bool) -> list[dict]:
-    """Tokenises sentences and pairs; a pair that is too long loses tokens at the end of its longer sentence."""
-    features = []
-    with tqdm(total=len(examples), desc="tokenise", unit=" examples") as progress:
-        for start in range(0, len(examples), 1000):
-            block = examples[start : start + 1000]
-            texts = [list(column) for column in zip(*(example.texts for example in block))]
-            encoded = tokenizer(*texts, truncation=True, max_length=max_seq_length)
-            for example, ids, types in zip(block, encoded["input_ids"], encoded["token_type_ids"]):
-                feature = {"input_ids": np.array(ids, dtype=np.int32), "second": len(types) - sum(types)}
-                features.append({**feature, "labels": example.label} if with_labels else feature)
-            progress.update(len(block))
-    return features
-
-
-def window_features(windows: list[Window], with_labels: bool) -> list[dict]:
-    """The windows as features; the context is the second segment."""
-    features = [{"input_ids": window.input_ids, "second": window.context_start} for window in windows]
-    if with_labels:
-        features = [{**f, "start_positions": w.start, "end_positions": w.end} for f, w in zip(features, windows)]
-    return features
-
-
-def make_features(task: Task, examples: list, tokenizer, max_seq_length: int, training: bool) -> tuple[list[dict], list[Window]]:
-    """Features, with labels for training, and for reading the windows they stand for."""
-    if not task.is_reading:
-        return sentence_features(examples, tokenizer, max_seq_length, training), []
-    windows, left_out = make_windows(examples, tokenizer, max_seq_length, with_answers=training)
-    if left_out:
-        print(f"{task.name}: {left_out} of {len(examples)} training questions are left out, their answer is not in the context")
-    return window_features(windows, training), windows
-
-
-def collate(features: list[dict]) -> dict[str, torch.Tensor]:
-    """Pads a batch to its longest row: ``input_ids``, ``attention_mask``, ``token_type_ids`` [batch, length] int64, labels [batch]."""
-    shape = (len(features), max(len(feature["input_ids"]) for feature in features))
-    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    for row, feature in enumerate(features):
-        length = len(feature["input_ids"])
-        batch["input_ids"][row, :length] = torch.from_numpy(feature["input_ids"])
-        batch["attention_mask"][row, :length] = 1
-        batch["token_type_ids"][row, feature["second"] : length] = 1
-    for name in set(features[0]) - {"input_ids", "second"}:
-        batch[name] = torch.tensor([feature[name] for feature in features])
-    return batch
+def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, settings: dict[str, Any], matches: list[dict]) -> Recipe:
+    """Tokenises the data, and loads the teacher and prints its metrics; once for all runs."""
+    length = settings["max_seq_length"]
+    train, _ = make_features(task, data.examples["train"], tokenizer, length, training=True)
+    dev, windows = make_features(task, data.examples["dev"], tokenizer, length, training=False)
+    recipe = Recipe(
+        task=task,
+        labels=data.labels,
+        train=train,
+        dev=dev,
+        dev_examples=data.examples["dev"],
+        dev_windows=windows,
+        model_dir=args.model_name_or_path,
+        learning_rate=settings["learning_rate"],
+        batch_size=args.per_device_train_batch_size,
+        bf16=args.bf16,
+        temperature=args.temperature,
+        matches=tuple(matches),
+    )
+    if args.teacher:
+        recipe.teacher = load_teacher(args.teacher, task, data.labels, attentions=recipe.attentions)
+        scores = evaluate_model(recipe, recipe.teacher, Path(args.output_dir) / "unfinished")
+        print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+    return recipe
 
 
 # ---------------------------------------------------------------- models
 
 
-def load_model(directory: str, task: Task, labels: tuple[str, ...], what: str, with_head: bool = False, attentions: bool = False):
-    """Loads an encoder, or with ``with_head`` a fine-tuned model.
+def head_options(task: Task, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Options for ``from_pretrained``: the head of the task, even where the directory has another."""
+    if task.is_reading:
+        return {"ignore_mismatched_sizes": True, "num_labels": 2}
+    return {
+        "ignore_mismatched_sizes": True,
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def load_model(directory: str, task: Task, labels: tuple[str, ...], what: str, attentions: bool = False) -> nn.Module:
+    """Loads an encoder and gives it a new, random head.
 
     Returns:
-        BertForQuestionAnswering or BertForSequenceClassification, in eval mode; without ``with_head`` the head is new and random.
+        BertForQuestionAnswering or BertForSequenceClassification, in eval mode.
 
     Raises:
-        UserError: unreadable weights, weights the encoder lacks, or no head where one is wanted.
+        UserError: unreadable weights, or weights the encoder lacks.
     """
     model_class = BertForQuestionAnswering if task.is_reading else BertForSequenceClassification
-    head = "qa_outputs" if task.is_reading else "classifier"
-    names = {} if task.is_reading else {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    try:
-        model, info = model_class.from_pretrained(
-            directory,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-            attn_implementation="eager" if attentions else "sdpa",
-            num_labels=len(labels) or 2,
-            **names,
-        )
-    except Exception as error:  # unreadable, truncated or unsafe weights: the library raises a different exception for each
-        raise UserError(f"{directory}: the weights of {what} cannot be loaded ({error})") from None
-    missing = sorted(info["missing_keys"]) + sorted(str(key[0]) for key in info["mismatched_keys"])
-    wanted = [name for name in missing if with_head or not name.startswith(NOT_IN_ENCODER)]
-    if wanted:
-        purpose = f"; give a model fine-tuned on {task.name}" if with_head else ""
-        raise UserError(f"{directory}: the weights of {what} lack {wanted[0]}, or have it in another shape{purpose}")
-    if not with_head:
-        layer = getattr(model, head)
-        layer.weight.data.normal_(0.0, model.config.initializer_range)
-        layer.bias.data.zero_()
+    options = head_options(task, labels)
+    model = load_bert(model_class, directory, what, attentions=attentions, optional=NOT_IN_ENCODER, **options)
+    head = model.qa_outputs if task.is_reading else model.classifier
+    head.weight.data.normal_(0.0, model.config.initializer_range)
+    head.bias.data.zero_()
     return model.eval()
 
 
-# ---------------------------------------------------------------- one run
+def load_teacher(directory: str, task: Task, labels: tuple[str, ...], attentions: bool = False) -> nn.Module:
+    """Loads a model fine-tuned on the task: frozen, in eval mode, on the device of the training.
+
+    Raises:
+        UserError: unreadable weights, or a model without the head of the task.
+    """
+    model_class = BertForQuestionAnswering if task.is_reading else BertForSequenceClassification
+    model, missing = load_reporting_missing(model_class, directory, "the teacher", attentions=attentions, **head_options(task, labels))
+    if missing:
+        raise UserError(
+            f"{directory}: the weights of the teacher lack {missing[0]}, or have it in another shape; give a model fine-tuned on {task.name}"
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------- trainers
 
 
 class SavingTrainer(Trainer):
-    """A Trainer whose checkpoints say in one line that they could not be written."""
+    """A Trainer with a one-line error for a checkpoint that cannot be written."""
 
     def _save_checkpoint(self, model, trial):
-        with one_line_for_a_full_disk(self.args.output_dir):
+        with disk_full_as_user_error(str(self.args.output_dir)):
             super()._save_checkpoint(model, trial)
 
 
-class SaveOnceInAWhile(TrainerCallback):
-    """Asks for a checkpoint every SAVE_EVERY_SECONDS, short runs write none; what is written gets its checksums."""
+class DistillingTrainer(SavingTrainer):
+    """Trains on ``T^2 * KD + hard + matches``; the terms are those of TextBrewer's ``GeneralDistiller.compute_loss``.
+
+    KD is the cross-entropy of teacher and student at temperature T. T^2 keeps its gradient as large as that of the hard labels
+    (Hinton et al. 2015, section 2). For reading, KD is the sum over start and end logits, each over the real tokens.
+    ``hard`` is the model's own loss on the labels. ``matches`` compare hidden states or attentions at the real tokens.
+    During training the projections of the matches are part of the model, so the optimizer, clipping and checkpoints hold them.
+    """
+
+    def __init__(self, model, teacher, temperature: float, matches: list[dict], args: TrainingArguments, **kwargs):
+        """
+        Args:
+            model, teacher: BertForSequenceClassification or BertForQuestionAnswering, both of the same class;
+                the teacher frozen, in eval mode and on the device of ``args``.
+            matches: TextBrewer's ``intermediate_matches``, from :func:`pretraining.matches.get_matches`.
+        """
+        self.teacher = teacher
+        self.distiller = GeneralDistiller(
+            TrainingConfig(output_dir=args.output_dir, device=args.device),
+            DistillationConfig(
+                temperature=temperature,
+                kd_loss_weight=temperature**2,
+                hard_label_weight=1,
+                intermediate_matches=matches,
+            ),
+            teacher,
+            model,
+            adaptor_T=None,
+            adaptor_S=None,
+        )
+        self.features = {match["feature"] for match in matches}
+        model.add_module(PROJECTIONS, nn.ModuleList(projection for projection in self.distiller.projs if projection is not None))
+        super().__init__(model, args, **kwargs)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """As in the Trainer, but without weight decay for the projections, as in pretraining."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.startswith(PROJECTIONS)]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Computes the distillation loss of one batch, a scalar."""
+        wanted = {"output_hidden_states": "hidden" in self.features, "output_attentions": "attention" in self.features}
+        encoder_inputs = {key: inputs[key] for key in ("input_ids", "attention_mask", "token_type_ids")}
+        outputs = model(**inputs, **wanted)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher_outputs = self.teacher(**encoder_inputs, **wanted)
+        results_S = fine_tuning_adaptor(outputs, inputs["attention_mask"], self.features)
+        results_T = fine_tuning_adaptor(teacher_outputs, inputs["attention_mask"], self.features)
+        loss, _ = self.distiller.compute_loss({**results_S, "losses": [outputs.loss]}, results_T)
+        return (loss, outputs) if return_outputs else loss
+
+    def drop_projections(self) -> None:
+        """Removes the projections from the trained model."""
+        delattr(self.model, PROJECTIONS)
+
+
+class TimedCheckpoint(TrainerCallback):
+    """Asks for a checkpoint every SAVE_EVERY_SECONDS, so that short runs write none; writes the checksums of each."""
 
     def __init__(self) -> None:
         self.last = time.monotonic()
@@ -176,21 +226,21 @@ class SaveOnceInAWhile(TrainerCallback):
         write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-def newest_whole_checkpoint(directory: Path) -> str | None:
-    """The checksums are written last: a checkpoint without them, or with others, is not whole and is removed.
+def newest_intact_checkpoint(directory: Path) -> str | None:
+    """Returns the newest checkpoint whose files match their checksums; removes damaged ones above it.
 
-    It has to go, as the Trainer keeps the checkpoint of the highest step and removes what the run going on writes below it.
+    They must go: the Trainer keeps the checkpoint of the highest step and would remove the new ones below it.
     """
     for path in sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         if damage(path) is None:
             return str(path)
-        print(f"warning: {path} is not whole and was removed", file=sys.stderr)
+        print(f"warning: {path} is damaged and was removed", file=sys.stderr)
         shutil.rmtree(path)
     return None
 
 
 def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -> TrainingArguments:
-    """Linear warm-up over a tenth of the steps, linear decay, AdamW; no evaluation on the way."""
+    """Linear warm-up over a tenth of the steps, linear decay, AdamW; no evaluation during training."""
     return TrainingArguments(
         output_dir=str(directory),
         num_train_epochs=epochs,
@@ -202,7 +252,7 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
         weight_decay=WEIGHT_DECAY,
         lr_scheduler_type="linear",
         bf16=recipe.bf16,
-        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused there
+        use_cpu=not torch.cuda.is_available(),  # else the Trainer refuses bf16 on a CPU
         save_strategy="no",
         save_total_limit=1,
         logging_strategy="epoch",
@@ -213,45 +263,58 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
     )
 
 
-def fine_tune(recipe: Recipe, directory: Path, epochs: int, seed: int) -> Result:
-    """Trains for ``epochs`` epochs and predicts the dev set; goes on from the newest checkpoint in ``directory``, if there is one.
-
-    The same seed gives the same weights of the head, order and dropout, so on one machine also the same result.
-    """
+def make_trainer(recipe: Recipe, directory: Path, epochs: int, seed: int) -> SavingTrainer:
+    """Loads the model with a new head; the same seed gives the same weights of the head."""
     set_seed(seed)
     model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=recipe.attentions)
-    common = {
+    common: dict[str, Any] = {
         "model": model,
         "args": trainer_arguments(recipe, directory, epochs, seed),
         "train_dataset": recipe.train,
         "data_collator": collate,
-        "callbacks": [SaveOnceInAWhile()],
+        "callbacks": [TimedCheckpoint()],
     }
     if recipe.teacher is None:
-        trainer = SavingTrainer(**common)
-    else:
-        from distilling import DistillingTrainer  # brings in TextBrewer
+        return SavingTrainer(**common)
+    return DistillingTrainer(teacher=recipe.teacher, temperature=recipe.temperature, matches=list(recipe.matches), **common)
 
-        trainer = DistillingTrainer(teacher=recipe.teacher, temperature=recipe.temperature, matches=list(recipe.matches), **common)
-    trainer.train(resume_from_checkpoint=newest_whole_checkpoint(directory))
-    if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
-        raise UserError(
-            f"{epochs} epochs, seed {seed}: the weights are no longer finite; give a lower --learning_rate, or without --bf16 if it is on"
-        )
-    metrics, predictions = evaluate(recipe, trainer)
-    if recipe.teacher is not None:
+
+# ---------------------------------------------------------------- one run
+
+
+def fine_tune(recipe: Recipe, directory: Path, epochs: int, seed: int) -> Result:
+    """Trains for ``epochs`` epochs and predicts the dev set; resumes from the newest checkpoint in ``directory``, if there is one.
+
+    The same seed gives the same head, order and dropout, so on one machine also the same result.
+
+    Raises:
+        UserError: the GPU's memory is too small, or the weights are no longer finite.
+    """
+    try:
+        trainer = make_trainer(recipe, directory, epochs, seed)
+        trainer.train(resume_from_checkpoint=newest_intact_checkpoint(directory))
+        model: Any = trainer.model
+        if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            raise UserError(
+                f"{epochs} epochs, seed {seed}: the weights are no longer finite; give a lower --learning_rate, or leave out --bf16"
+            )
+        metrics, predictions = evaluate(recipe, trainer)
+    except torch.OutOfMemoryError:
+        raise UserError("out of GPU memory; give a smaller --per_device_train_batch_size or --max_seq_length, or --bf16") from None
+    if isinstance(trainer, DistillingTrainer):
         trainer.drop_projections()
-    return Result(metrics, predictions, trainer.model)
+    return Result(metrics, predictions, model)
 
 
-def evaluate_model(recipe: Recipe, model, directory: Path) -> dict[str, float]:
-    """The metrics of a fine-tuned model on the dev set, in percent."""
-    return evaluate(recipe, Trainer(model, trainer_arguments(recipe, directory, 1, 0), data_collator=collate))[0]
+def evaluate_model(recipe: Recipe, model: nn.Module, directory: Path) -> dict[str, float]:
+    """Returns the metrics of a fine-tuned model on the dev set, in percent."""
+    metrics, _ = evaluate(recipe, Trainer(model, trainer_arguments(recipe, directory, 1, 0), data_collator=collate))
+    return metrics
 
 
 def evaluate(recipe: Recipe, trainer: Trainer) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics in percent and the predictions (answer texts or label names) by dev id."""
-    logits = trainer.predict(recipe.dev).predictions
+    """Returns the metrics in percent, and the predictions (answer texts or label names) by dev id."""
+    logits: Any = trainer.predict(recipe.dev).predictions
     if recipe.task.is_reading:
         predictions = best_answers(recipe.dev_examples, recipe.dev_windows, *logits)
         return reading_metrics(recipe.dev_examples, predictions), predictions

@@ -1,17 +1,18 @@
 """Every training argument: one typed, documented field each. ``python train.py --help`` prints them."""
 
 import json
-import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
-from utils import UserError, parse_one_line_errors
 
-# Arguments that may differ between a run and its continuation: they say where and how, not what is computed.
-# The paths among them are compared by what lies there (checkpoint.run_identity).
+from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, sequence_length, share
+
+# Arguments that a resumed run may change: they say where and how, not what is computed. The identity of a run compares the files
+# that the paths name (checkpoint.run_identity).
 FREE_TO_CHANGE = {
     "teacher_name_or_path",
     "student_config",
@@ -30,7 +31,13 @@ FREE_TO_CHANGE = {
     "do_eval",
     "train_batch_size",
     "gradient_accumulation_steps",
+    "cpu_kernels",
 }
+
+
+def argument(*, help: str, **options: Any) -> Any:
+    """A field with its help text; ``options`` are those of HfArg: default, default_factory, aliases."""
+    return HfArg(help=help, **options)
 
 
 @dataclass
@@ -38,91 +45,78 @@ class TrainingArguments:
     """The arguments of ``train.py``; the defaults are the published recipe's values where it has one."""
 
     # ---- models
-    student_config: str = HfArg(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
-    output_dir: str = HfArg(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
-    teacher_name_or_path: str | None = HfArg(
+    student_config: str = argument(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
+    output_dir: str = argument(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
+    teacher_name_or_path: str | None = argument(
         default=None, help="teacher model directory; without one the student is trained by masked-LM alone"
     )
-    student_pretrained_weights: str | None = HfArg(
+    student_pretrained_weights: str | None = argument(
         default=None,
         aliases=["--init_checkpoint_S"],
         help="the student's first weights: a model directory or a state-dict file; without them they are random",
     )
-    tokenizer: str | None = HfArg(
+    tokenizer: str | None = argument(
         default=None, help="directory with vocab.txt; default: the teacher's, or without a teacher that of --student_pretrained_weights"
     )
 
     # ---- what is matched
-    matches: list[str] = HfArg(
+    matches: list[str] = argument(
         default_factory=list, help="names from matches.py: which layers of the student learn from which of the teacher"
     )
-    temperature: float = HfArg(default=8.0, help="divides both models' logits in the distillation loss")
-    output_encoded_layers: bool = HfArg(
-        default=True, help="false: no hidden states leave the models, so only logits (and attentions) can be matched"
+    temperature: float = argument(default=8.0, help="divides both models' logits in the distillation loss")
+    output_encoded_layers: bool = argument(
+        default=True, help="false: the models return no hidden states, so only logits (and attentions) can be matched"
     )
 
     # ---- data
-    data_files_json: str = HfArg(default="./jsons/data.json", help="which files are train and dev, and their reference files")
-    data_cache_dir: str = HfArg(default="./dataset/shards", help="where the tokenised shards are kept")
-    max_seq_length: int = HfArg(default=512, help="tokens a sample, [CLS] and [SEP] included")
-    preprocessing_num_workers: int = HfArg(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
-    mlm_probability: float = HfArg(default=0.15, help="share of the tokens that are masked, as whole words")
+    data_files_json: str = argument(default="./jsons/data.json", help="which files are train and dev, and their reference files")
+    data_cache_dir: str = argument(default="./dataset/shards", help="where the tokenised shards are kept")
+    max_seq_length: int = argument(default=512, help="tokens a sample, [CLS] and [SEP] included")
+    preprocessing_num_workers: int = argument(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
+    mlm_probability: float = argument(default=0.15, help="share of the tokens that are masked, as whole words")
 
     # ---- optimisation
-    do_train: bool = HfArg(default=False, help="train")
-    num_train_steps: int = HfArg(default=100_000, help="optimizer steps in all")
-    train_batch_size: int = HfArg(default=32, help="samples an optimizer step and process; the global batch is this times the processes")
-    gradient_accumulation_steps: int = HfArg(default=1, help="forwards an optimizer step; each takes train_batch_size / this samples")
-    learning_rate: float = HfArg(default=4e-4, help="peak learning rate")
-    official_schedule: Literal["linear", "const"] = HfArg(default="linear", help="after the warm-up: fall linearly to zero, or stay")
-    warmup_proportion: float = HfArg(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
-    weight_decay_rate: float = HfArg(default=0.01, help="AdamW's decay, for all but biases, LayerNorm and the projections")
-    random_seed: int = HfArg(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
+    do_train: bool = argument(default=False, help="train")
+    num_train_steps: int = argument(default=100_000, help="optimizer steps of the run")
+    train_batch_size: int = argument(default=32, help="samples an optimizer step and process; the global batch is this times the processes")
+    gradient_accumulation_steps: int = argument(default=1, help="forwards an optimizer step; each takes train_batch_size / this samples")
+    learning_rate: float = argument(default=4e-4, help="peak learning rate")
+    official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
+    warmup_proportion: float = argument(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
+    weight_decay_rate: float = argument(default=0.01, help="AdamW's decay, for all but biases, LayerNorm and the projections")
+    random_seed: int = argument(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
 
     # ---- how it is computed
-    fp16: bool = HfArg(default=False, help="float16 autocast with a gradient scaler, the teacher wholly in float16; needs CUDA")
-    bf16: bool = HfArg(default=False, help="bfloat16 autocast, the teacher wholly in bfloat16; CUDA or CPU")
-    compile: bool = HfArg(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
-    no_cuda: bool = HfArg(default=False, help="use the CPU even where there is a GPU")
+    fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher wholly in float16; needs CUDA")
+    bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher wholly in bfloat16; CUDA or CPU")
+    compile: bool = argument(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
+    no_cuda: bool = argument(default=False, help="use the CPU even where there is a GPU")
+    cpu_kernels: bool = argument(default=True, help="on a CPU, use the faster kernels of distillation/cpu.py; false: torch's own")
 
     # ---- evaluation and checkpoints
-    do_eval: bool = HfArg(default=False, help="masked-LM loss and accuracy of student and teacher on the dev files, with fixed masks")
-    ckpt_steps: int = HfArg(default=10_000, help="write a checkpoint every so many steps, and at the end")
-    keep_checkpoints: int = HfArg(default=3, help="how many of the newest checkpoints to keep; 0 keeps all")
-    resume_from_checkpoint: str | None = HfArg(
+    do_eval: bool = argument(default=False, help="masked-LM loss and accuracy of student and teacher on the dev files, with fixed masks")
+    ckpt_steps: int = argument(default=10_000, help="write a checkpoint every so many steps, and at the end")
+    keep_checkpoints: int = argument(default=3, help="how many of the newest checkpoints to keep; 0 keeps all")
+    resume_from_checkpoint: str | None = argument(
         default=None, help='"latest" (the newest whole checkpoint of output_dir, or the start if it has none) or a checkpoint directory'
     )
-    ignore_data_fingerprint: bool = HfArg(default=False, help="resume although the training data are not those the run was started on")
+    ignore_data_fingerprint: bool = argument(default=False, help="resume although the training data are not those the run was started on")
 
-    check_only: bool = HfArg(
+    check_only: bool = argument(
         default=False, help="check arguments, files and sizes, then end; a teacher that is yet to be trained is given by its config JSON"
     )
 
+    @property
+    def vocabulary(self) -> str:
+        """The directory of the tokenizer; :meth:`check` refuses arguments without one."""
+        return self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights or ""
+
     def check(self) -> None:
-        """Raises UserError for values that are wrong by themselves; nothing is read from disk."""
-        for name in (
-            "max_seq_length",
-            "preprocessing_num_workers",
-            "num_train_steps",
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "learning_rate",
-            "ckpt_steps",
-            "temperature",
-        ):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name} {getattr(self, name)}: must be a number greater than 0")
-        for name, low, high in (("mlm_probability", 0, 1), ("warmup_proportion", 0, 1), ("weight_decay_rate", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"--{name} {getattr(self, name)}: must lie between {low} and {high}")
+        """Raises UserError for arguments that contradict each other; reads nothing from disk."""
         if self.mlm_probability == 0:
-            raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked")
-        if self.max_seq_length < 4:
-            raise UserError(f"--max_seq_length {self.max_seq_length}: must be at least 4")
-        if self.keep_checkpoints < 0:
-            raise UserError(f"--keep_checkpoints {self.keep_checkpoints}: must not be negative")
-        if not 0 <= self.random_seed < 1 << 63:
-            raise UserError(f"--random_seed {self.random_seed}: must not be negative, and below 2**63")
+            raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked; give a number above 0")
+        if self.random_seed >= 1 << 63:
+            raise UserError(f"--random_seed {self.random_seed}: must be below 2**63")
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
@@ -137,7 +131,7 @@ class TrainingArguments:
             raise UserError("--matches needs a teacher: give --teacher_name_or_path")
         if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
             raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
-        if not (self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights):
+        if not self.vocabulary:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:
@@ -145,9 +139,37 @@ class TrainingArguments:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
+# The argument types that are stricter than the fields' Python types.
+ARGUMENT_TYPES: dict[str, Callable[[str], Any]] = {
+    "temperature": positive_float,
+    "max_seq_length": sequence_length,
+    "preprocessing_num_workers": positive_int,
+    "mlm_probability": share,
+    "num_train_steps": positive_int,
+    "train_batch_size": positive_int,
+    "gradient_accumulation_steps": positive_int,
+    "learning_rate": positive_float,
+    "warmup_proportion": share,
+    "weight_decay_rate": share,
+    "random_seed": non_negative_int,
+    "ckpt_steps": positive_int,
+    "keep_checkpoints": non_negative_int,
+}
+
+
+class TrainingArgumentParser(OneLineErrors, HfArgumentParser):
+    """One argument for each field of TrainingArguments."""
+
+    def add_argument(self, *flags: str, **options: Any) -> Any:
+        name = flags[0].removeprefix("--")
+        if name in ARGUMENT_TYPES:
+            options["type"] = ARGUMENT_TYPES[name]
+        return super().add_argument(*flags, **options)
+
+
 def parse(argv: list[str] | None = None) -> TrainingArguments:
     """Parses and checks the command line. Unknown and abbreviated arguments are errors."""
-    namespace = parse_one_line_errors(HfArgumentParser(TrainingArguments, allow_abbrev=False), argv)
-    args = TrainingArguments(**vars(namespace))
+    parser = TrainingArgumentParser([TrainingArguments], allow_abbrev=False)
+    args = TrainingArguments(**vars(parser.parse_args(argv)))
     args.check()
     return args

@@ -10,8 +10,9 @@ For models of your own size no entry is needed: ``L6h320_L12h1024_hidden_mse`` r
 
 import difflib
 import re
+from typing import Any
 
-from utils import UserError
+from pretraining.utils import UserError
 
 OWN_SIZES = re.compile(r"L(\d+)h(\d+)_L(\d+)h(\d+)_hidden_mse")
 
@@ -73,7 +74,7 @@ matches = {
 }
 
 
-def get_matches(names: list[str], student_config, teacher_config) -> list[dict]:
+def get_matches(names: list[str], student_config: Any, teacher_config: Any) -> list[dict]:
     """The mappings of ``names``, joined, after a check that they fit both models.
 
     Args:
@@ -111,7 +112,7 @@ def _find(name: str) -> list[dict]:
     raise UserError(f"--matches {name}: no such mapping in matches.py; the nearest name is {near}")
 
 
-def _check(name: str, entry: dict, student_config, teacher_config) -> None:
+def _check(name: str, entry: dict, student_config: Any, teacher_config: Any) -> None:
     kind = entry["feature"]
     for who, key, config in (("student", "layer_S", student_config), ("teacher", "layer_T", teacher_config)):
         last = config.num_hidden_layers - (kind == "attention")

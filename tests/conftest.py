@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
-import workplace
+
+from tests import tiny, workplace
 
 
 @pytest.fixture(scope="session")

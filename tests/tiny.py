@@ -3,15 +3,17 @@
 import json
 import os
 import random
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import train
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
+
+from pretraining import train
+from pretraining.scripts.scalars import read_scalars
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # for models this small a second thread only waits, and it waits busily
@@ -149,19 +151,15 @@ class Corpus:
         return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
 
-def run_train(arguments: list[str]) -> None:
-    """``train.main()`` with these arguments, in this process.
+def run_train(arguments: list[str], **callbacks: Any) -> None:
+    """``train.main()`` with these arguments and callbacks, in this process.
 
     TensorBoard reads a run's files in the order of the seconds in their names; no real process starts within the second of the last.
     """
     output_dir = Path(arguments[arguments.index("--output_dir") + 1])
     while any(int(path.name.split(".")[3]) >= int(time.time()) for path in output_dir.glob("events.out.tfevents.*")):
         time.sleep(0.02)
-    before, sys.argv = sys.argv, ["train.py", *arguments]
-    try:
-        train.main()
-    finally:
-        sys.argv = before
+    train.main(arguments, **callbacks)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -177,11 +175,7 @@ def largest_difference(left: Path, right: Path) -> float:
 
 def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
     """A run's TensorBoard scalars: for each tag the steps and values, as TensorBoard shows them."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: list(zip(found.steps, found.values)) for tag, found in read_scalars(directory).items()}
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:

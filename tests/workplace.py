@@ -1,5 +1,6 @@
 """A small pretraining directory as a user has it: code, models, LTP directories, texts, references; and runs of the scripts in it."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,11 +9,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-import tiny
-import utils
+
+from pretraining import utils
+from tests import tiny
 
 PRETRAINING = Path(utils.__file__).parent
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
@@ -166,7 +169,7 @@ def on_a_terminal(text: str) -> str:
 
 def run_here(script: str, arguments: list[str], directory: Path, capfd) -> Ended:
     """Runs a script as ``python script`` does, but in this process: what it imports is paid for once."""
-    __import__(Path(script).stem)
+    module_of(script)
     capfd.readouterr()
     begin, status = time.perf_counter(), 0
     try:
@@ -184,7 +187,12 @@ def call(script: str, arguments: list[str], directory: Path) -> None:
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         warnings.showwarning = lambda *warning: print(warnings.formatwarning(*warning[:4]), file=sys.stderr)  # pytest catches them else
         warnings.simplefilter("always", UserWarning)
-        utils.run_script(__import__(Path(script).stem).main)
+        utils.run_script(module_of(script).main)
+
+
+def module_of(script: str) -> ModuleType:
+    """``scripts/report.py`` is ``pretraining.scripts.report``."""
+    return importlib.import_module("pretraining." + script.removesuffix(".py").replace("/", "."))
 
 
 def start(command: list[str], directory: Path, **environment) -> subprocess.Popen:

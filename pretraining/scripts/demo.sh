@@ -1,12 +1,12 @@
 #!/bin/sh
-# The whole pipeline on the sample corpus, with small models: a segmenter and a teacher from nothing, reference files, shards,
-# both stages of distill.sh, a report. Everything it writes is under saves/demo/.
+# Runs the pipeline on the sample corpus with small models: trains a segmenter and a teacher, makes reference files and shards,
+# runs both stages of distill.sh, and writes a report. Writes only below saves/demo/.
 set -eu
 cd "$(dirname "$0")/.."
 python=${python:-python}
 demo=./saves/demo
 
-[ -f $demo/ltp/config.json ] || # trained again it would find the same words, but its file would differ
+[ -f $demo/ltp/config.json ] || # a second training finds the same words, but its file has another checksum
     "$python" scripts/train_segmenter.py --train dataset/segmented/segmented.txt --dev dataset/segmented/segmented_dev.txt --output_dir $demo/ltp
 "$python" scripts/make_demo_models.py --output_dir $demo
 "$python" run_chinese_ref.py --data_files_json $demo/data.json --ltp $demo/ltp --bert $demo/vocabulary
@@ -20,7 +20,7 @@ masked_lm() {
         --data_files_json $demo/data.json --data_cache_dir $demo/shards --max_seq_length 64 --train_batch_size 8 \
         --num_train_steps "$steps" --ckpt_steps "$steps" --learning_rate "$learning_rate" "$@"
 }
-# Twelve layers learn nothing in so few steps; two do, and six copies of them are a good start for twelve (Gong et al., ICML 2019).
+# Twelve layers learn nothing in so few steps, two layers do. Six copies of them are good first weights for twelve (Gong et al., ICML 2019).
 masked_lm shallow 2000 2e-3 --student_config $demo/configs/shallow.json
 "$python" scripts/init_checkpoint_TA.py --model_name_or_path $demo/shallow/gs2000 --dump_checkpoint $demo/teacher_init --layers 0 1 0 1 0 1 0 1 0 1 0 1
 masked_lm teacher 200 1e-3 --student_config $demo/configs/teacher.json --student_pretrained_weights $demo/teacher_init

@@ -1,36 +1,30 @@
-"""Hand-segmented sentences -> an LTP legacy word segmenter, for run_chinese_ref.py when no LTP model is at hand.
+"""Hand-segmented sentences -> an LTP legacy word segmenter, for run_chinese_ref.py when there is no LTP model.
 
     python scripts/train_segmenter.py --train ./dataset/segmented/segmented.txt --dev ./dataset/segmented/segmented_dev.txt \
         --output_dir ./pretrained_model_path/ltp
 
-The files hold a sentence a line, its words divided by white space. The words that the trained model finds are the same every time; the
-bytes of its file are not, LTP writes them in any order.
+Each line of the files is a sentence; white space separates its words. Training again gives a model that finds the same words, but its
+file has other bytes, because LTP writes the weights in random order.
 """
 
 import argparse
 import json
-import os
-import sys
 import tempfile
 from itertools import accumulate
 from pathlib import Path
 
 from ltp_extension.perceptron import CWSModel, CWSTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import UserError, parse_one_line_errors, read_json, read_line_blocks, require_file, run_script, whole_file  # noqa: E402
+from pretraining.corpus.files import atomic_write, read_json, read_lines, require_file
+from pretraining.utils import ArgumentParser, UserError, run_script
 
 EPOCHS = 10
-CONFIG = {"nerual": False, "tasks": {"cws": "cws_model.bin"}}  # LTP's spelling
+WEIGHTS = "cws_model.bin"
+CONFIG = {"nerual": False, "tasks": {"cws": WEIGHTS}}  # LTP's spelling
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains an LTP legacy word segmenter.", allow_abbrev=False)
-    parser.add_argument("--train", required=True, help="sentences to learn from, one a line, words divided by white space")
-    parser.add_argument("--dev", required=True, help="other sentences: the best of the epochs is chosen by them, and the F1 is theirs")
-    parser.add_argument("--output_dir", required=True, help="the LTP directory to write")
-    args = parse_one_line_errors(parser)
-
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     output = Path(args.output_dir)
     if (output / "config.json").exists() and read_json(output / "config.json", "the config.json of an LTP model") != CONFIG:
         raise UserError(f"{output}: holds another LTP model; choose another --output_dir")
@@ -40,48 +34,65 @@ def main() -> None:
     print(f"{output}: trained on {len(train):,} sentences; word F1 on the {len(dev):,} of {args.dev}: {word_f1(model, dev):.4f}")
 
 
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--train", required=True, help="sentences to learn from, one per line, white space between the words")
+    parser.add_argument("--dev", required=True, help="other sentences; they decide which epoch is best, and the F1 is measured on them")
+    parser.add_argument("--output_dir", required=True, help="the LTP directory to write")
+    return parser.parse_args(argv)
+
+
 def read_sentences(path: str) -> list[list[str]]:
-    """Reads segmented sentences as lists of words; blank lines are left out."""
+    """Reads segmented sentences as lists of words; skips blank lines."""
     require_file(path, "segmented sentences, one a line")
-    sentences = [line.split() for lines in read_line_blocks(path) for line in lines if line.strip()]
+    sentences = [line.split() for line in read_lines(path) if line.strip()]
     if not any(len(sentence) > 1 for sentence in sentences):
-        raise UserError(f"{path}: no line with two words in it; write a sentence a line, its words divided by spaces")
+        raise UserError(f"{path}: no line with two words in it; write one sentence per line with spaces between its words")
     return sentences
 
 
 def train_model(train: list[list[str]], dev: list[list[str]]) -> CWSModel:
+    """Trains the perceptron; returns the model of the best epoch on ``dev``."""
     trainer = CWSTrainer()
     trainer.epoch = EPOCHS
-    trainer.shuffle = False  # the order of the file: the same words from every run
+    trainer.shuffle = False  # keeps the order of the file, so that every run finds the same words
     with tempfile.TemporaryDirectory() as folder:
-        for name, sentences, load in (("train", train, trainer.load_train_data), ("dev", dev, trainer.load_eval_data)):
-            path = os.path.join(folder, name)
-            Path(path).write_text("".join(" ".join(sentence) + "\n" for sentence in sentences), encoding="utf-8", newline="\n")
-            load(path)
-        return trainer.train()  # without dev sentences it would stop after one epoch
+        trainer.load_train_data(_write_sentences(Path(folder, "train"), train))
+        trainer.load_eval_data(_write_sentences(Path(folder, "dev"), dev))  # without them LTP stops after one epoch
+        return trainer.train()
+
+
+def _write_sentences(path: Path, sentences: list[list[str]]) -> str:
+    path.write_text("".join(" ".join(words) + "\n" for words in sentences), encoding="utf-8", newline="\n")
+    return str(path)
 
 
 def save_model(model: CWSModel, output: Path) -> None:
+    """Writes an LTP directory: the weights, then the config."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model"
+        path = Path(folder, "model")
         model.save(str(path))
         weights = path.read_bytes()
-    with whole_file(output / CONFIG["tasks"]["cws"], "wb") as file:
+    with atomic_write(output / WEIGHTS, "wb") as file:
         file.write(weights)
-    with whole_file(output / "config.json") as file:
+    with atomic_write(output / "config.json") as file:
         file.write(json.dumps(CONFIG) + "\n")
 
 
 def word_f1(model: CWSModel, sentences: list[list[str]]) -> float:
-    """The F1 of the words' spans; a word is right if both its ends are."""
-    right = found = wanted = 0
-    for sentence, predicted in zip(sentences, model.batch_predict(["".join(sentence) for sentence in sentences])):
-        gold_spans, spans = spans_of(sentence), spans_of(predicted)
-        right, found, wanted = right + len(gold_spans & spans), found + len(spans), wanted + len(gold_spans)
-    return 2 * right / (found + wanted)
+    """F1 of the words' spans; a word is correct if both its ends are."""
+    correct = predicted = wanted = 0
+    lines = ["".join(words) for words in sentences]
+    for words, predicted_words in zip(sentences, model.batch_predict(lines)):
+        gold_spans, predicted_spans = spans_of(words), spans_of(predicted_words)
+        correct += len(gold_spans & predicted_spans)
+        predicted += len(predicted_spans)
+        wanted += len(gold_spans)
+    return 2 * correct / (predicted + wanted)
 
 
 def spans_of(words: list[str]) -> set[tuple[int, int]]:
+    """Start and end of each word in the sentence."""
     ends = list(accumulate(map(len, words)))
     return set(zip([0, *ends], ends))
 

@@ -10,20 +10,17 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
-import workplace
 from tqdm import tqdm
 
+from tests import workplace
+
 IMPORTED = [
-    "workplace",
-    "run_chinese_ref",
-    "my_datasets",
-    "train",
-    "distiller",
-    "checkpoint",
-    "modeling",
-    "matches",
+    "tests.workplace",
+    "pretraining.run_chinese_ref",
+    "pretraining.my_datasets",
+    "pretraining.train",
+    "pretraining.distillation.training",
     "datasets",
-    "filelock",
 ]
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-import workplace
-from workplace import command_line, entries
+
+from tests import tiny, workplace
+from tests.workplace import command_line, entries
 
 REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
 DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
-import workplace
-from forking import Run
-from workplace import command_line
+
+from tests import tiny, workplace
+from tests.faults.forking import Run
+from tests.workplace import command_line
 
 pytestmark = pytest.mark.slow
 
@@ -81,11 +81,13 @@ def test_killed_at_any_moment(script, kills, place, report):
     expected = results(script, undisturbed)
     assert expected
 
+    process_seconds = 6.0  # more than a process of its own takes, the imports included
     while report.get(script, 0) < kills:
         number = report.get(script, 0) + 1
         directory = fresh(place, script, f"{script} killed {number}")
         if number == 1:
-            killed = kill_a_process([sys.executable, script, *arguments_of(script)], directory, 2 + 4 * random_moment())
+            killed = kill_a_process([sys.executable, script, *arguments_of(script)], directory, process_seconds * random_moment())
+            process_seconds *= 1 if killed else 0.8  # it ended sooner
         else:
             killed = Run(script, arguments_of(script), directory, directory / "log").kill_at(seconds * random_moment())
         run = Run(script, arguments_of(script), directory, directory / "log")

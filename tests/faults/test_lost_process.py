@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
-from forking import Run
-from workplace import command_line
+
+from tests import tiny
+from tests.faults.forking import Run
+from tests.workplace import command_line
 
 pytestmark = pytest.mark.slow
 

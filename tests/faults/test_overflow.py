@@ -1,12 +1,17 @@
-"""A gradient that overflows float16: the step is skipped and said; nothing else is lost. (Other precisions stop: tests/test_resume.py.)"""
+"""A gradient that overflows float16: the step is skipped and reported; nothing else is lost. (Other precisions stop: tests/test_resume.py.)"""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from distiller import Distiller
+
+from pretraining.distillation.distiller import Distiller
+from tests import tiny
+
+
+class Killed(BaseException):
+    """Stands for a process's death: nothing in the project catches it."""
 
 
 @pytest.fixture
@@ -20,31 +25,31 @@ def in_float16(monkeypatch):
     monkeypatch.setattr(Distiller, "__init__", __init__)
 
 
-def overflow(monkeypatch, wanted: int, dies_in: int = 0) -> None:
-    """The loss of optimizer step ``wanted`` becomes infinite; in step ``dies_in`` the run ends as though it were killed."""
-    forward, calls = Distiller.train_on_batch, []
+def overflow(wanted: int, dies_in: int = 0):
+    """A step callback: the loss of optimizer step ``wanted`` is infinite; step ``dies_in`` ends the run as though it were killed."""
+    hooks = []
 
-    def train_on_batch(self, batch, args):
-        calls.append(1)
-        if len(calls) == dies_in:
+    def at_step(step: int, distiller: Distiller) -> None:
+        if step == dies_in:
             raise Killed
-        loss, terms = forward(self, batch, args)
-        return (loss * float("inf"), terms) if len(calls) == wanted else (loss, terms)
+        if step == wanted:
+            hooks.append(distiller.module.register_forward_hook(lambda module, inputs, result: (result[0] * float("inf"), result[1])))
+        elif hooks:
+            hooks.pop().remove()
 
-    monkeypatch.setattr(Distiller, "train_on_batch", train_on_batch)
+    return at_step
 
 
 def trained(directory: Path, step: int) -> dict[str, torch.Tensor]:
     return tiny.weights(directory / f"gs{step}")
 
 
-def test_the_step_is_skipped_and_said(in_float16, corpus, tmp_path, monkeypatch, capfd):
-    overflow(monkeypatch, 4)
+def test_the_step_is_skipped_and_said(in_float16, corpus, tmp_path, capfd):
     directory = tmp_path / "run"
-    tiny.run_train(corpus.arguments(directory, ckpt_steps=1, keep_checkpoints=0))
+    tiny.run_train(corpus.arguments(directory, ckpt_steps=1, keep_checkpoints=0), step_callback=overflow(4))
     said = capfd.readouterr().err
     assert said.count("overflowed") == 1
-    assert "step 4: a gradient overflowed float16; the step was skipped, the loss scale is now 32768" in said
+    assert "step 4: a gradient overflowed float16; skipped the step, the loss scale is now 32768" in said
 
     for name, tensor in trained(directory, 4).items():
         assert torch.equal(tensor, trained(directory, 3)[name])
@@ -53,21 +58,14 @@ def test_the_step_is_skipped_and_said(in_float16, corpus, tmp_path, monkeypatch,
     assert [step for step, _ in tiny.scalars(directory)["scalar/total_loss"]] == [1, 2, 3, 5, 6, 7, 8]
 
 
-class Killed(BaseException):
-    """Stands for a process's death: nothing in the project catches it."""
-
-
-def test_a_run_resumed_after_a_skipped_step_is_the_same(in_float16, corpus, tmp_path, monkeypatch):
+def test_a_run_resumed_after_a_skipped_step_is_the_same(in_float16, corpus, tmp_path):
     """The loss scale is part of what is resumed."""
     arguments = {
         name: corpus.arguments(tmp_path / name, keep_checkpoints=0, resume_from_checkpoint="latest") for name in ("whole", "killed")
     }
-    with monkeypatch.context() as patch:
-        overflow(patch, 4)
-        tiny.run_train(arguments["whole"])
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        overflow(patch, 4, dies_in=7)
-        tiny.run_train(arguments["killed"])
+    tiny.run_train(arguments["whole"], step_callback=overflow(4))
+    with pytest.raises(Killed):
+        tiny.run_train(arguments["killed"], step_callback=overflow(4, dies_in=7))
     assert not (tmp_path / "killed" / "gs8").exists()
     tiny.run_train(arguments["killed"])
     left, right = (tmp_path / name / "gs8" / "model.safetensors" for name in ("whole", "killed"))

@@ -1,0 +1,1 @@
+"""Experiments with this project's own scripts, a package each."""

@@ -1,0 +1,1 @@
+"""Three published claims, tried at a small scale."""

@@ -1,0 +1,1 @@
+"""Fine-tuning on the downstream tasks, and the tables of results."""

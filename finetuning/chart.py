@@ -1,0 +1,58 @@
+"""The bar chart of the tables."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from finetuning.rows import UNDEFINED, Row, Table
+from finetuning.task_definitions import TASKS
+from pretraining.scripts.tables import save_figure
+
+
+def draw(tables: list[Table], path: Path) -> None:
+    """Draws bars of the first metric of every task, one panel per table, and writes them as PNG.
+
+    A model has the same colour in all panels; published rows are pale and hatched.
+    """
+    figure = Figure(figsize=(14, 4.5 * len(tables)), layout="constrained")
+    panels = figure.subplots(len(tables), 1, squeeze=False)[:, 0]
+    models = dict.fromkeys(row.model for table in tables for row in table.rows)
+    colours = {model: f"C{index % 10}" for index, model in enumerate(models)}
+    for panel, table in zip(panels, tables):
+        draw_panel(panel, table, colours)
+    save_figure(figure, path)
+
+
+def draw_panel(panel: Axes, table: Table, colours: dict[str, str]) -> None:
+    """Draws the bars of one table, by task and then by row."""
+    width = 0.8 / len(table.rows)
+    lowest = 100.0
+    for index, row in enumerate(table.rows):
+        heights = first_figures(row, table.tasks)
+        lowest = min([lowest, *heights.values()])
+        shift = (index - (len(table.rows) - 1) / 2) * width  # the rows of a task stand side by side around its tick
+        panel.bar(
+            [position + shift for position in heights],
+            list(heights.values()),
+            width,
+            label=f"{row.model} ({row.source})",
+            color=colours[row.model],
+            hatch="//" if row.source == "published" else None,
+            alpha=0.5 if row.source == "published" else 1.0,
+        )
+    panel.set_title(table.title, fontsize=10)
+    panel.set_xticks(range(len(table.tasks)), [f"{TASKS[task].title}\n{TASKS[task].metrics[0]}" for task in table.tasks])
+    panel.set_ylim(max(0, lowest - 10), None)
+    panel.set_ylabel("percent (the axis does not begin at 0)")
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def first_figures(row: Row, tasks: tuple[str, ...]) -> dict[int, float]:
+    """The first figure of each cell that has one, by the position of its task."""
+    figures = {}
+    for position, task in enumerate(tasks):
+        first = row.cells.get(task, UNDEFINED).split("/")[0]
+        if first != UNDEFINED:
+            figures[position] = float(first)
+    return figures

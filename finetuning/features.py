@@ -1,0 +1,70 @@
+"""Examples of a task -> features: one dict per row of a batch; features -> batches of tensors.
+
+A feature has ``input_ids`` (int32, [length]), ``second``, the position where the second segment begins, and for training the labels.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from finetuning.reading import Window, make_windows
+from finetuning.task_definitions import Task
+from finetuning.tasks import Example
+
+BLOCK = 1000  # examples that are tokenised in one call
+
+
+def make_features(task: Task, examples: list, tokenizer: Any, max_seq_length: int, training: bool) -> tuple[list[dict], list[Window]]:
+    """Makes the features, with labels for training; for reading also returns the window of each feature, else no windows."""
+    if not task.is_reading:
+        return sentence_features(examples, tokenizer, max_seq_length, training), []
+    windows, left_out = make_windows(examples, tokenizer, max_seq_length, with_answers=training)
+    if left_out:
+        print(f"{task.name}: {left_out} of {len(examples)} training questions are left out, their answer is not in the context")
+    return window_features(windows, training), windows
+
+
+def sentence_features(examples: list[Example], tokenizer: Any, max_seq_length: int, with_labels: bool) -> list[dict]:
+    """Tokenises sentences and pairs; a pair that is too long loses tokens at the end of its longer sentence."""
+    features = []
+    with tqdm(total=len(examples), desc="tokenise", unit=" examples") as progress:
+        for start in range(0, len(examples), BLOCK):
+            block = examples[start : start + BLOCK]
+            texts = [list(column) for column in zip(*(example.texts for example in block))]
+            encoded = tokenizer(*texts, truncation=True, max_length=max_seq_length)
+            for example, ids, types in zip(block, encoded["input_ids"], encoded["token_type_ids"]):
+                feature = {"input_ids": np.array(ids, dtype=np.int32), "second": len(types) - sum(types)}
+                features.append({**feature, "labels": example.label} if with_labels else feature)
+            progress.update(len(block))
+    return features
+
+
+def window_features(windows: list[Window], with_labels: bool) -> list[dict]:
+    """The windows as features; the context is the second segment."""
+    features = []
+    for window in windows:
+        feature = {"input_ids": window.input_ids, "second": window.context_start}
+        if with_labels:
+            feature |= {"start_positions": window.start, "end_positions": window.end}
+        features.append(feature)
+    return features
+
+
+def collate(features: list[dict]) -> dict[str, torch.Tensor]:
+    """Pads a batch to its longest row.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``token_type_ids`` (batch, length) int64, and the labels (batch,) int64.
+    """
+    shape = (len(features), max(len(feature["input_ids"]) for feature in features))
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    for row, feature in enumerate(features):
+        length = len(feature["input_ids"])
+        batch["input_ids"][row, :length] = torch.from_numpy(feature["input_ids"])
+        batch["attention_mask"][row, :length] = 1
+        batch["token_type_ids"][row, feature["second"] : length] = 1
+    for name in set(features[0]) - {"input_ids", "second"}:
+        batch[name] = torch.tensor([feature[name] for feature in features])
+    return batch

@@ -1,0 +1,1 @@
+"""From raw Chinese text and a large BERT to a small BERT."""

@@ -1,0 +1,1 @@
+"""From training batches to a student."""

@@ -1,0 +1,160 @@
+"""Checkpoints ``gs<step>/``: written atomically, verified by checksum, refused if they belong to another run."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretraining.config import FREE_TO_CHANGE, TrainingArguments
+from pretraining.corpus.files import atomic_directory, disk_full_as_user_error, file_facts, read_json, write_json
+from pretraining.corpus.tokenizer import save_tokenizer, tokenizer_sha256
+from pretraining.utils import UserError, first_line
+
+STATE_FILE = "training_state.pt"
+CHECKSUMS = "checksums.json"
+STATE_KEYS = {"step", "projections", "optimizer", "scheduler", "scaler", "identity"}
+
+
+def save_checkpoint(output_dir: str | Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: int) -> Path:
+    """Writes ``output_dir/gs<step>/`` and keeps the newest ``keep`` of the checkpoints up to this step (0: all).
+
+    The directory loads with ``BertModel.from_pretrained`` and ``BertTokenizer.from_pretrained``.
+
+    Args:
+        state: tensors, numbers, strings and containers of them; ``state["step"]`` names the checkpoint.
+
+    Returns:
+        the directory of the checkpoint.
+    """
+    directory = Path(output_dir) / f"gs{state['step']}"
+    with atomic_directory(directory) as partial:
+        with disk_full_as_user_error(directory):
+            model.save_pretrained(str(partial))
+            save_tokenizer(tokenizer, partial)
+            torch.save(state, partial / STATE_FILE)
+        write_checksums(partial)
+    if keep:
+        found = checkpoints(output_dir)
+        for old in found[found.index(directory) + keep :]:  # later ones are damaged, or the run resumed from before them
+            shutil.rmtree(old, ignore_errors=True)  # a file that a shared disk still holds is removed next time
+    return directory
+
+
+def write_checksums(directory: Path) -> None:
+    """Writes the checksum of every file of a directory, for :func:`damage`."""
+    write_json(directory / CHECKSUMS, {entry.name: file_facts(entry).sha256 for entry in sorted(directory.iterdir())})
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first, damaged ones included."""
+    found = [(int(match[1]), entry) for entry in Path(output_dir).glob("gs*") if (match := re.fullmatch(r"gs(\d+)", entry.name))]
+    return [entry for _, entry in sorted(found, reverse=True)]
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        sums = read_json(directory / CHECKSUMS, "the checkpoint's checksums")
+    except UserError as error:
+        return str(error)
+    for name, expected in sums.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if file_facts(path).sha256 != expected:
+            return f"{path} is truncated or was changed"
+    return None
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """Finds the checkpoint that ``--resume_from_checkpoint`` names.
+
+    For "latest": the newest intact checkpoint, or None if the run has none yet. Names damaged checkpoints on stderr.
+
+    Raises:
+        UserError: the named checkpoint does not exist or is damaged, or all checkpoints of the run are damaged.
+    """
+    if wanted != "latest":
+        directory = Path(wanted)
+        if not directory.is_dir():
+            raise UserError(f'--resume_from_checkpoint {wanted}: no such directory (or write "latest")')
+        if wrong := damage(directory):
+            raise UserError(f"--resume_from_checkpoint {wanted}: {wrong}; choose another checkpoint")
+        return directory
+    damaged: dict[Path, str] = {}
+    for directory in checkpoints(output_dir):
+        if wrong := damage(directory):
+            damaged[directory] = wrong
+            continue
+        for later, wrong in damaged.items():
+            print(f"warning: {wrong}; taking the checkpoint before {later.name}", file=sys.stderr)
+        return directory
+    if damaged:
+        first = next(iter(damaged.values()))
+        raise UserError(f"{output_dir}: all of its {len(damaged)} checkpoints are damaged ({first}); remove the directory to start again")
+    return None
+
+
+def load_state(directory: Path) -> dict[str, Any]:
+    """Reads the training state: tensors and plain values alone, so that a stranger's file cannot run code."""
+    try:
+        state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({first_line(error)})") from None
+    if not isinstance(state, dict) or not STATE_KEYS <= set(state):
+        raise UserError(f"{directory / STATE_FILE}: is no training state of train.py; choose another checkpoint")
+    return state
+
+
+def model_sha256(path: str | Path | None) -> str | None:
+    """Fingerprint (hex) of the weights and config of a model directory, or of a file; None for None."""
+    if path is None:
+        return None
+    if Path(path).is_file():
+        return file_facts(path).sha256
+    weights = [file_facts(file).sha256 for file in sorted(Path(path).glob("*")) if file.suffix in (".safetensors", ".bin")]
+    config_file = Path(path) / "config.json"
+    config = without_version(read_json(config_file, "the config of a model")) if config_file.is_file() else None
+    return hashlib.sha256(json.dumps([weights, config], sort_keys=True).encode()).hexdigest()
+
+
+def without_version(config: dict) -> dict:
+    """A model's config without the version of transformers that wrote it."""
+    return {key: value for key, value in config.items() if key != "transformers_version"}
+
+
+def run_identity(args: TrainingArguments, world_size: int, student_config: Any, tokenizer: Any, data_fingerprint: str) -> dict[str, Any]:
+    """All that decides what a run computes: files by content, not by path; the split of the global batch is no part of it."""
+    identity = {key: value for key, value in asdict(args).items() if key not in FREE_TO_CHANGE}
+    return {
+        **identity,
+        "train_batch_size x processes": args.train_batch_size * world_size,
+        **{f"student_config {key}": value for key, value in without_version(student_config.to_diff_dict()).items()},
+        "teacher": model_sha256(args.teacher_name_or_path),
+        "student_pretrained_weights": model_sha256(args.student_pretrained_weights),
+        "tokenizer": tokenizer_sha256(tokenizer),
+        "data": data_fingerprint,
+    }
+
+
+def check_identity(directory: Path, saved: dict, current: dict, ignore_data: bool) -> None:
+    """Refuses to resume from a checkpoint of another run; names what differs."""
+    different = [key for key in {**current, **saved} if saved.get(key) != current.get(key)]
+    if "data" in different and ignore_data:
+        different.remove("data")
+    if different == ["data"]:
+        raise UserError(f"{directory}: was trained on other data; --ignore_data_fingerprint resumes nevertheless")
+    if different:
+        named = ", ".join(f"{key} ({_short(saved.get(key))} there, {_short(current.get(key))} here)" for key in different)
+        raise UserError(f"{directory}: belongs to a run with another {named}; give the same arguments or another --output_dir")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else text[1:13] + "…"

@@ -1,0 +1,98 @@
+"""What train.py refuses before time is spent."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import BertConfig
+
+from pretraining.config import TrainingArguments
+from pretraining.corpus.files import require_file, require_writable_place
+from pretraining.corpus.tokenizer import load_tokenizer
+from pretraining.distillation.checkpoint import checkpoints, find_checkpoint
+from pretraining.distillation.modeling import read_config, require_model_directory
+from pretraining.distillation.processes import Process
+from pretraining.matches import get_matches
+from pretraining.utils import UserError
+
+
+class ModelPlan(NamedTuple):
+    """The configs of student and teacher, and what is matched.
+
+    Attributes:
+        matches: TextBrewer's ``intermediate_matches``.
+    """
+
+    student: BertConfig
+    teacher: BertConfig | None
+    matches: list[dict]
+
+    @property
+    def needs_attentions(self) -> bool:
+        """True if the models must return attention probabilities."""
+        return any(match["feature"] == "attention" for match in self.matches)
+
+
+def check_models(args: TrainingArguments, tokenizer: Any) -> ModelPlan:
+    """Reads the configs; refuses models that do not fit each other, the mappings, the vocabulary or the length."""
+    require_file(args.student_config, "the student's config")
+    student = read_config(args.student_config, "the student's config")
+    teacher, matches = None, []
+    if args.teacher_name_or_path:
+        is_only_config = args.check_only and Path(args.teacher_name_or_path).is_file()
+        teacher = (read_config if is_only_config else require_model_directory)(args.teacher_name_or_path, "the teacher")
+        matches = get_matches(args.matches, student, teacher)
+    if not args.output_encoded_layers and any(match["feature"] == "hidden" for match in matches):
+        raise UserError("--output_encoded_layers false: the matches need hidden states; drop one of the two")
+    _check_vocabularies(args, tokenizer, student, teacher)
+    for config, path in ((student, args.student_config), (teacher, args.teacher_name_or_path)):
+        if config and args.max_seq_length > config.max_position_embeddings:
+            raise UserError(f"--max_seq_length {args.max_seq_length}: {path} has only {config.max_position_embeddings} positions")
+    return ModelPlan(student, teacher, matches)
+
+
+def _check_vocabularies(args: TrainingArguments, tokenizer: Any, student: BertConfig, teacher: BertConfig | None) -> None:
+    if student.vocab_size < len(tokenizer):
+        raise UserError(f"{args.student_config}: vocab_size is {student.vocab_size}, but the vocabulary has {len(tokenizer)} tokens")
+    if teacher and teacher.vocab_size != student.vocab_size:
+        raise UserError(
+            f"{args.student_config}: the vocabularies differ: vocab_size is {student.vocab_size}, the teacher's {teacher.vocab_size}"
+        )
+    for directory in (args.teacher_name_or_path, args.student_pretrained_weights):
+        vocabulary = Path(directory or "") / "vocab.txt"
+        if directory and vocabulary.is_file() and load_tokenizer(directory).get_vocab() != tokenizer.get_vocab():
+            raise UserError(f"{vocabulary}: the vocabularies differ: this is not the one the text is tokenised with")
+
+
+def check_device(args: TrainingArguments, process: Process) -> torch.device:
+    """Chooses the device of this process; refuses a precision that it cannot compute in."""
+    if not torch.cuda.is_available() or args.no_cuda:
+        if args.fp16:
+            raise UserError("--fp16 needs a CUDA device; on the CPU use --bf16 or float32")
+        return torch.device("cpu")
+    if args.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"--bf16: {torch.cuda.get_device_name()} has no bfloat16; use --fp16 (precision=fp16 sh distill.sh)")
+    if process.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {process.local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
+        )
+    return torch.device("cuda", process.local_rank)
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Refuses an output directory that cannot be written to."""
+    require_writable_place(args.output_dir, "--output_dir")
+
+
+def check_resume(args: TrainingArguments) -> Path | None:
+    """Finds the checkpoint to resume from, or None; refuses to start a run in a directory that holds one already."""
+    output_dir, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    checkpoint = find_checkpoint(output_dir, wanted) if wanted else None
+    if not (args.do_train or checkpoint or args.student_pretrained_weights):
+        raise UserError(f"--resume_from_checkpoint {wanted}: {output_dir} has no checkpoint that --do_eval could take")
+    continues_own_run = wanted == "latest" or (checkpoint and checkpoint.resolve().parent == output_dir.resolve())
+    if args.do_train and not continues_own_run and (checkpoints(output_dir) or (output_dir / "arguments.json").exists()):
+        raise UserError(
+            f"--output_dir {output_dir}: already holds a run; resume it with --resume_from_checkpoint latest or choose another directory"
+        )
+    return checkpoint

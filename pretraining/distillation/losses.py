@@ -1,0 +1,79 @@
+"""The losses and adaptors handed to TextBrewer, for pretraining and fine-tuning.
+
+An adaptor turns a model's outputs into the dict that ``GeneralDistiller.compute_loss`` reads: "logits", "hidden", "attention", "losses".
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# ---------------------------------------------------------------- pretraining
+
+
+class PickedLogits(NamedTuple):
+    """Logits at the masked positions, as they pass through TextBrewer's compute_loss to :func:`kd_ce_loss`.
+
+    Attributes:
+        logits: (positions, vocabulary).
+        used: (positions,) bool; unused positions fill a row up to the fixed number.
+        denominator: scalar float; used positions of the optimizer step per micro-batch, the mean over micro-batches and processes. Dividing by
+            it gives the mean over the global batch, however that was split.
+    """
+
+    logits: torch.Tensor
+    used: torch.Tensor
+    denominator: torch.Tensor
+
+
+def kd_ce_loss(student: PickedLogits, teacher: PickedLogits, temperature: float) -> torch.Tensor:
+    """Cross-entropy with the teacher's soft targets, mean over the used positions; no T² factor.
+
+    The same value as ``textbrewer.losses.kd_ce_loss`` over the masked positions of full logits (Hinton et al. 2015).
+    """
+    targets = F.softmax(teacher.logits.float() / temperature, dim=-1)
+    losses = F.cross_entropy(student.logits.float() / temperature, targets, reduction="none")
+    return (losses * student.used).sum() / student.denominator
+
+
+def masked_lm_loss(student: PickedLogits, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with the masked tokens (Devlin et al. 2019), mean over the used positions; labels (positions,) int64."""
+    return F.cross_entropy(student.logits.float(), labels, ignore_index=-100, reduction="sum") / student.denominator
+
+
+def masked_lm_adaptor(batch: dict[str, torch.Tensor], outputs: Any) -> dict[str, Any]:
+    """The adaptor of student and teacher; match losses are means over all positions, as in the published recipe."""
+    return {"logits": [_picked_logits(batch, outputs)], "hidden": outputs.hidden_states, "attention": outputs.attentions}
+
+
+def hard_label_adaptor(batch: dict[str, torch.Tensor], outputs: Any) -> dict[str, Any]:
+    """The adaptor of a student without a teacher: masked-LM is its only loss."""
+    return {"losses": [masked_lm_loss(_picked_logits(batch, outputs), batch["labels"].flatten())]}
+
+
+def _picked_logits(batch: dict[str, torch.Tensor], outputs: Any) -> PickedLogits:
+    return PickedLogits(outputs.logits, batch["labels"].flatten() >= 0, batch["mean_masked"])
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+def fine_tuning_adaptor(outputs: Any, attention_mask: torch.Tensor, features: set[str]) -> dict[str, Any]:
+    """The adaptor of a fine-tuned model, in float32.
+
+    Args:
+        outputs: of BertForSequenceClassification or BertForQuestionAnswering.
+        attention_mask: (batch, length) int64; matches compare the real tokens alone.
+        features: which of "hidden" and "attention" are matched.
+    """
+    if "start_logits" in outputs:
+        padding = attention_mask == 0
+        logits = [outputs[name].float().masked_fill(padding, -1e4) for name in ("start_logits", "end_logits")]
+    else:
+        logits = [outputs.logits.float()]
+    results = {"logits": logits, "inputs_mask": attention_mask}
+    if "hidden" in features:
+        results["hidden"] = [state.float() for state in outputs.hidden_states]
+    if "attention" in features:
+        results["attention"] = [attention.float() for attention in outputs.attentions]
+    return results

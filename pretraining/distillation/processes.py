@@ -1,0 +1,61 @@
+"""The processes of a run: their numbers, their process group, and what all of them share."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from pretraining.config import TrainingArguments
+from pretraining.utils import UserError
+
+
+class Process(NamedTuple):
+    """This process among all of a run, as torchrun numbers them."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> "Process":
+        names = {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
+        defaults = {"rank": 0, "local_rank": 0, "world_size": 1}
+        return cls(**{field: int(os.environ.get(name, defaults[field])) for field, name in names.items()})
+
+
+class Run(NamedTuple):
+    """What training and evaluation of a run share.
+
+    Attributes:
+        tokenizer: transformers.BertTokenizer.
+        device: of this process.
+    """
+
+    args: TrainingArguments
+    tokenizer: Any
+    device: torch.device
+    process: Process
+
+
+def start_processes(run: Run, checkpoint: Path | None, identity: dict[str, Any]) -> None:
+    """Initialises the process group; refuses processes that see other checkpoints, data or models."""
+    if run.device.type == "cuda":
+        torch.cuda.set_device(run.device)
+    if run.process.world_size == 1:
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if run.device.type == "cuda" else "gloo")
+    seen: list[str | None] = [None] * run.process.world_size
+    dist.all_gather_object(seen, json.dumps([checkpoint.name if checkpoint else None, identity], sort_keys=True))
+    if len(set(seen)) > 1:
+        raise UserError(
+            "the machines see different checkpoints, data or models; put output_dir and the data on a disk that all of them share"
+        )
+
+
+def end_processes(run: Run) -> None:
+    """Ends the process group."""
+    if run.process.world_size > 1:
+        dist.destroy_process_group()

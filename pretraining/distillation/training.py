@@ -1,0 +1,113 @@
+"""One training run: the models, the batches, the distiller, the optimizer; then the loop of the distiller."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertForMaskedLM
+
+from pretraining.config import TrainingArguments
+from pretraining.corpus.batches import TrainingBatches, make_loader
+from pretraining.corpus.files import atomic_write
+from pretraining.corpus.masking import WholeWordMasker
+from pretraining.distillation.checkpoint import save_checkpoint
+from pretraining.distillation.checks import ModelPlan
+from pretraining.distillation.distiller import Distiller, StepCallback, make_optimizer, make_scheduler
+from pretraining.distillation.modeling import build_student, half_dtype, load_masked_lm, prepare_models
+from pretraining.distillation.processes import Run
+from pretraining.utils import UserError
+
+
+def load_models(args: TrainingArguments, plan: ModelPlan, checkpoint: Path | None) -> tuple[BertForMaskedLM, BertForMaskedLM | None]:
+    """The student, with the weights of the checkpoint if there is one, and the teacher; both in float32 on the CPU."""
+    torch.manual_seed(args.random_seed)
+    student = build_student(plan.student, checkpoint or args.student_pretrained_weights, plan.needs_attentions)
+    teacher = load_masked_lm(args.teacher_name_or_path, "the teacher", plan.needs_attentions) if args.teacher_name_or_path else None
+    return student, teacher
+
+
+def announce(run: Run, student: BertForMaskedLM) -> None:
+    """Prints the arguments and the size of the student, and keeps the arguments beside the run."""
+    if run.process.rank != 0:
+        return
+    print(run.args.dump(), end="")
+    print(f"student: {student.num_parameters():,} parameters; device: {run.device}; processes: {run.process.world_size}")
+    if run.args.do_train:
+        with atomic_write(Path(run.args.output_dir) / "arguments.json") as file:
+            file.write(run.args.dump())
+
+
+def train(
+    run: Run,
+    plan: ModelPlan,
+    student: BertForMaskedLM,
+    teacher: BertForMaskedLM | None,
+    dataset: Any,
+    *,
+    state: dict[str, Any] | None,
+    identity: dict[str, Any],
+    step_callback: StepCallback | None = None,
+    save_callback: Callable[[Path], None] | None = None,
+) -> None:
+    """Trains the student to the last step and writes checkpoints.
+
+    Args:
+        dataset: from ``shards.load_shards``.
+        state: the training state of the checkpoint to resume from, or None.
+        identity: of the run (``checkpoint.run_identity``); saved with every checkpoint.
+
+    Raises:
+        UserError: as ``Distiller.train``, or out of GPU memory.
+    """
+    args, device = run.args, run.device
+    steps_done, accumulation = state["step"] if state else 0, args.gradient_accumulation_steps
+    if steps_done >= args.num_train_steps:
+        if run.process.rank == 0:
+            print(f"{Path(args.output_dir) / f'gs{steps_done}'}: all {args.num_train_steps} steps are done")
+        return
+    batches = make_batches(run, dataset)
+    loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
+    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
+    distiller = Distiller(args, student, teacher, plan.matches, device, run.process.rank, run.process.world_size, batches)
+    optimizer = make_optimizer(distiller.module, args)
+    scheduler = make_scheduler(optimizer, args)
+    if state:
+        distiller.restore(state, optimizer, scheduler)
+
+    def save(step: int, training_state: dict[str, Any]) -> None:
+        to_save = {**training_state, "identity": identity}
+        directory = save_checkpoint(args.output_dir, student, run.tokenizer, to_save, args.keep_checkpoints)
+        print(f"\ncheckpoint: {directory}", flush=True)
+        if save_callback is not None:
+            save_callback(directory)
+
+    try:
+        distiller.train(
+            optimizer,
+            loader,
+            scheduler=scheduler,
+            num_steps=args.num_train_steps,
+            max_grad_norm=1.0,
+            callback=save,
+            step_callback=step_callback,
+        )
+    except torch.OutOfMemoryError:
+        message = f"out of GPU memory with {batches.micro_batch_size} samples a forward; raise --gradient_accumulation_steps and resume"
+        raise UserError(message) from None
+    if device.type == "cuda" and run.process.rank == 0:
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+
+
+def make_batches(run: Run, dataset: Any) -> TrainingBatches:
+    """The masked batches of this process."""
+    args = run.args
+    return TrainingBatches(
+        dataset,
+        WholeWordMasker(run.tokenizer, args.max_seq_length, args.mlm_probability, args.random_seed),
+        args.random_seed,
+        args.train_batch_size,
+        args.gradient_accumulation_steps,
+        rank=run.process.rank,
+        world_size=run.process.world_size,
+    )

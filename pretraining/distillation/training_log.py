@@ -1,0 +1,159 @@
+"""What a run reports of its steps: TensorBoard scalars, the progress bar, and the error of a loss that is not finite."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pretraining.config import TrainingArguments
+from pretraining.corpus.batches import TrainingBatches
+from pretraining.corpus.files import write_json
+from pretraining.utils import UserError
+
+
+class Step(NamedTuple):
+    """The values of one optimizer step, still on the device.
+
+    Attributes:
+        losses: (terms,) float; total loss and its terms, the mean over this process's micro-batches.
+        grad_norm, loss_scale: scalars.
+    """
+
+    number: int
+    learning_rate: float
+    losses: torch.Tensor
+    grad_norm: torch.Tensor
+    loss_scale: torch.Tensor
+
+
+class TrainingLog:
+    """Collects steps and writes them together: to read a loss makes the host wait for the device.
+
+    Args:
+        start_step: the step that the run resumes from; TensorBoard hides what an earlier process wrote after it.
+        batches: names the examples of a step whose loss is not finite.
+        utilization: MFU from samples a second over all processes, or None where it is not known.
+    """
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        start_step: int,
+        rank: int,
+        world_size: int,
+        batches: TrainingBatches | None,
+        utilization: Callable[[float], float | None],
+    ):
+        self.args, self.rank, self.world_size = args, rank, world_size
+        self.output_dir = Path(args.output_dir)
+        self.batches, self.utilization = batches, utilization
+        self.steps: list[Step] = []
+        self.last_time, self.last_step = time.perf_counter(), start_step
+        if rank == 0:
+            if start_step == 0:
+                for stale in self.output_dir.glob("events.out.tfevents.*"):
+                    stale.unlink()
+            threading.excepthook = _ignore_failed_tensorboard_write
+            with self.disk_full_as_user_error():
+                self.writer = SummaryWriter(args.output_dir, purge_step=start_step + 1 if start_step else None)
+
+    def add(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def write(self, names: list[str], bar: tqdm) -> None:
+        """Averages the collected steps over the processes, checks that they are finite, and writes them.
+
+        Args:
+            names: of ``Step.losses``.
+
+        Raises:
+            UserError: a loss is not finite. In float16 a step may overflow until its scale is below 1.
+        """
+        losses = torch.stack([step.losses for step in self.steps])
+        if self.world_size > 1:
+            dist.all_reduce(losses)
+            losses /= self.world_size
+        others = torch.stack([torch.stack([step.grad_norm, step.loss_scale]) for step in self.steps])
+        rows = torch.cat([losses, others], dim=1).tolist()  # the one wait for the device
+        for step, (*values, grad_norm, loss_scale) in zip(self.steps, rows):
+            self._write_step(step, dict(zip(names, values)), grad_norm, loss_scale, bar)
+        self._show_speed(bar, loss=rows[-1][0])
+        self.steps = []
+
+    def _write_step(self, step: Step, losses: dict[str, float], grad_norm: float, loss_scale: float, bar: tqdm) -> None:
+        scalars = {**losses, "grad_norm": grad_norm}
+        if np.isfinite(list(scalars.values())).all():
+            if self.rank == 0:
+                with self.disk_full_as_user_error():
+                    for name, value in {**scalars, "learning_rate": step.learning_rate}.items():
+                        self.writer.add_scalar(f"scalar/{name}", value, step.number)
+        elif self.args.fp16 and loss_scale >= 1:  # below 1 no scale is small enough, so the scale is not the cause
+            if self.rank == 0:
+                bar.write(
+                    f"step {step.number}: a gradient overflowed float16; skipped the step, the loss scale is now {loss_scale:g}",
+                    file=sys.stderr,
+                )
+        else:
+            raise self._not_finite(step.number, scalars)
+
+    def _show_speed(self, bar: tqdm, loss: float) -> None:
+        last, now = self.steps[-1], time.perf_counter()
+        samples = (last.number - self.last_step) * self.args.train_batch_size * self.world_size
+        samples_per_second = samples / (now - self.last_time)
+        self.last_time, self.last_step = now, last.number
+        shown = {
+            "loss": f"{loss:.4f}",
+            "lr": f"{last.learning_rate:.2e}",
+            "samples/s": f"{samples_per_second:.1f}",
+            "tokens/s": f"{samples_per_second * self.args.max_seq_length:.0f}",
+        }
+        if utilization := self.utilization(samples_per_second):
+            shown["MFU"] = f"{utilization:.0%}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update(last.number - bar.n)
+
+    def _not_finite(self, step: int, values: dict[str, float]) -> UserError:
+        assert self.batches is not None
+        indices = self.batches.examples_of_step(step)
+        path = self.output_dir / f"nonfinite_step{step}.json"
+        if self.rank == 0:
+            losses = {name: str(value) for name, value in values.items()}
+            examples = {"examples": indices.tolist(), "begin_with": self.batches.beginnings(indices)}
+            write_json(path, {"step": step, "losses": losses, **examples})
+        terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        first = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
+        return UserError(
+            f"step {step}: the loss is no longer finite ({terms}); examples {first} (all in {path}, with their first words); "
+            "the checkpoints are good: fix the data and resume with --ignore_data_fingerprint, or start another --output_dir "
+            "from the last one (--student_pretrained_weights) with a lower --learning_rate"
+        )
+
+    def flush(self) -> None:
+        """Writes the scalars to the disk; for rank 0."""
+        with self.disk_full_as_user_error():
+            self.writer.flush()
+
+    @contextmanager
+    def disk_full_as_user_error(self) -> Iterator[None]:
+        """Turns a full disk into one line; TensorBoard raises an OSError that names no file."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.output_dir}: the TensorBoard scalars could not be written ({error.strerror}); free some space and resume"
+            ) from None
+
+
+def _ignore_failed_tensorboard_write(failed: Any) -> None:
+    """A failed write in TensorBoard's thread is raised again by the next write or flush; its own traceback adds nothing."""
+    if not (issubclass(failed.exc_type, OSError) and type(failed.thread).__module__.startswith("tensorboard")):
+        threading.__excepthook__(failed)

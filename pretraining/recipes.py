@@ -1,0 +1,344 @@
+"""The published recipes as data: checks the settings and every stage, then runs the stages. ``distill.sh`` calls this file.
+
+``distill.sh`` documents the variables and hands all of them over, as ``--name=value``. A new recipe is one entry of ``RECIPES``.
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pretraining.scripts.runner import CommandRunner
+from pretraining.utils import ArgumentParser, UserError, non_negative_int, positive_int, run_script, sequence_length
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way from the teacher to a student. ``student_config`` and ``student_matches`` of distill.sh override two fields."""
+
+    name: str  # the word after ``sh distill.sh``
+    student: str  # the run's directory in ``saves``
+    config: str  # the student's config JSON, a file of distill_configs/
+    matches: str = ""  # names from matches.py; empty: no teacher, masked-LM alone
+    two_stage: bool = False  # the teacher trains the teacher assistant RBT6(KD), which then trains the student
+    first_layers: str = ""  # layers of the teacher that are the student's first weights; empty: they are random
+
+
+RECIPES = (
+    Recipe("h256", student="minirbt_h256", config="MiniRBT-h256.json", matches="L6h256_rbt6_hidden_mse", two_stage=True),
+    Recipe("h288", student="minirbt_h288", config="MiniRBT-h288.json", matches="L6h288_rbt6_hidden_mse", two_stage=True),
+    Recipe("one-stage", student="minirbt_h256_one_stage", config="MiniRBT-h256.json", matches="L6h256_roberta_hidden_mse"),
+    Recipe("rbt4", student="rbt4_h312", config="distill_rbt4_312.json", matches="L4t_hidden_mse"),
+    Recipe("rbt3", student="rbt3", config="distill_rbt3.json", first_layers="0 1 2"),
+)
+
+ASSISTANT = "rbt6_kd"  # the teacher assistant's directory in ``saves``; all two-stage recipes share it
+PUBLISHED_SAVE_STEPS = 10_000
+LARGEST_COUNT = 999_999_999
+
+
+# ---------------------------------------------------------------- settings
+
+
+class SettingError(UserError):
+    """A variable of distill.sh has a wrong value."""
+
+    def __init__(self, message: str):
+        super().__init__(f"distill.sh: {message}")
+
+
+def listing(words: list[str]) -> str:
+    """``a, b or c``"""
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def read_recipe(text: str) -> Recipe:
+    """The recipe of that name. distill.sh joins the words it gets, so a blank means that there are too many."""
+    recipes = {recipe.name: recipe for recipe in RECIPES}
+    if " " in text:
+        raise SettingError(f"{text}: give one word, the recipe; variables go before: lr=1e-4 sh distill.sh")
+    if text not in recipes:
+        raise SettingError(f"{text}: no such recipe; choose {listing(list(recipes))}")
+    return recipes[text]
+
+
+def count(text: str) -> int:
+    """A whole number above 0 of at most nine digits."""
+    number = positive_int(text)
+    if number > LARGEST_COUNT:
+        raise ArgumentTypeError(f"{text}: must be at most {LARGEST_COUNT}")
+    return number
+
+
+def count_or_unset(text: str) -> int:
+    """0 stands for a variable that is not set."""
+    return count(text) if text else 0
+
+
+def flags_of(choices: dict[str, list[str]], text: str) -> list[str]:
+    """The flags of train.py that a word stands for."""
+    if text not in choices:
+        raise ArgumentTypeError(f"{text}: choose {listing(list(choices))}")
+    return choices[text]
+
+
+def variable(convert: Callable[[str], Any]) -> Any:
+    """A variable of distill.sh; ``convert`` reads its text. As for the argparse types of utils.py, its errors begin with the text."""
+    return field(metadata={"convert": convert})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The variables of distill.sh, in its order. train.py and the other commands check the paths and the plain texts."""
+
+    recipe: Recipe = variable(read_recipe)
+    # ---- models and data
+    teacher: str = variable(str)
+    json_files: str = variable(str)
+    data_cache_dir: str = variable(str)
+    saves: str = variable(str)
+    # ---- machines
+    ngpu: int = variable(count_or_unset)
+    nnodes: int = variable(count)
+    node_rank: int = variable(non_negative_int)
+    master_addr: str = variable(str)
+    master_port: int = variable(count)
+    # ---- training
+    train_steps: int = variable(count)
+    save_steps: int = variable(count_or_unset)
+    global_batch: int = variable(count)
+    forward_batch: int = variable(count)
+    length: int = variable(sequence_length)
+    lr: str = variable(str)
+    temperature: str = variable(str)
+    seed: str = variable(str)
+    precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}))
+    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}))
+    workers: int = variable(count)
+    python: str = variable(str)
+    # ---- the recipe's models
+    ta_config: str = variable(str)
+    ta_layers: list[str] = variable(str.split)
+    ta_matches: list[str] = variable(str.split)
+    student_config: str = variable(str)
+    student_matches: list[str] = variable(str.split)
+
+    @property
+    def processes(self) -> int:
+        """Processes on all machines."""
+        return self.ngpu * self.nnodes
+
+    @property
+    def process_batch(self) -> int:
+        """Samples an optimizer step and process."""
+        return self.global_batch // self.processes
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forwards an optimizer step; one if ``forward_batch`` is larger than ``process_batch``."""
+        return max(1, self.process_batch // self.forward_batch)
+
+
+def read_settings(argv: list[str] | None = None) -> Settings:
+    """Reads ``--name=value`` of every variable, fills in what is not set, and checks the variables against each other.
+
+    Raises:
+        UserError: a variable is missing or unknown, or its value is wrong.
+    """
+    parser = ArgumentParser(__doc__)
+    for entry in fields(Settings):
+        parser.add_argument(f"--{entry.name}", required=True)
+    texts = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    for entry in fields(Settings):
+        text = texts[entry.name] or ""  # older versions of argparse read "--name=--" as an empty list
+        try:
+            values[entry.name] = entry.metadata["convert"](text)
+        except ArgumentTypeError as error:
+            raise SettingError(f"{entry.name}={error}") from None
+    settings = with_defaults(Settings(**values))
+    check_numbers(settings)
+    return settings
+
+
+def with_defaults(settings: Settings) -> Settings:
+    """Fills in the variables whose default depends on the machine, the recipe or another variable."""
+    recipe = settings.recipe
+    save_steps = settings.save_steps or PUBLISHED_SAVE_STEPS
+    if save_steps == PUBLISHED_SAVE_STEPS:
+        save_steps = min(save_steps, settings.train_steps)
+    return replace(
+        settings,
+        ngpu=settings.ngpu or visible_gpus(),
+        save_steps=save_steps,
+        student_config=settings.student_config or f"./distill_configs/{recipe.config}",
+        student_matches=settings.student_matches or recipe.matches.split(),
+    )
+
+
+def visible_gpus() -> int:
+    """GPUs that this process sees; 1 where there is none, for training on the CPU."""
+    import torch  # takes over a second; not needed where ngpu is set
+
+    return max(1, torch.cuda.device_count())
+
+
+def check_numbers(settings: Settings) -> None:
+    """Refuses machines that are not counted from 0, and a batch that the processes and forwards do not divide."""
+    if settings.node_rank >= settings.nnodes:
+        raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
+    if settings.global_batch % settings.processes:
+        raise SettingError(f"global_batch={settings.global_batch}: not divisible by ngpu={settings.ngpu} times nnodes={settings.nnodes}")
+    if settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:
+        raise SettingError(
+            f"forward_batch={settings.forward_batch}: does not divide the {settings.process_batch} samples of a process and step"
+        )
+
+
+# ---------------------------------------------------------------- commands
+
+
+class Stage(NamedTuple):
+    """One training run, as commands."""
+
+    directory: str
+    check: list[str]  # checks arguments, files and sizes, then ends
+    first_weights: list[str]  # writes the student's first weights; empty: they are random
+    train: list[str]  # trains, or resumes from the newest checkpoint
+
+
+def build_stages(settings: Settings) -> list[Stage]:
+    """The stages of the recipe, in order."""
+    recipe = settings.recipe
+    stages: list[Stage] = []
+    teacher = teacher_in_check = settings.teacher
+    if recipe.two_stage:
+        arguments = ["--teacher_name_or_path", teacher, "--matches", *settings.ta_matches]
+        stages.append(make_stage(settings, ASSISTANT, settings.ta_config, check=arguments, train=arguments, layers=settings.ta_layers))
+        teacher = f"{settings.saves}/{ASSISTANT}/gs{settings.train_steps}"
+        teacher_in_check = settings.ta_config  # the assistant is not trained yet
+    check = train = ["--tokenizer", settings.teacher]
+    if recipe.matches:
+        matches = ["--matches", *settings.student_matches]
+        check = [*check, *matches, "--teacher_name_or_path", teacher_in_check]
+        train = [*train, *matches, "--teacher_name_or_path", teacher]
+    layers = recipe.first_layers.split() if recipe.first_layers else None
+    return [*stages, make_stage(settings, recipe.student, settings.student_config, check=check, train=train, layers=layers)]
+
+
+def make_stage(settings: Settings, name: str, config: str, check: list[str], train: list[str], layers: list[str] | None) -> Stage:
+    """A run in ``saves/name``.
+
+    Args:
+        check, train: arguments of train.py, beside those of every run, for the check and for the run.
+        layers: layers of the teacher that are the student's first weights; None: they are random.
+    """
+    directory = f"{settings.saves}/{name}"
+    common = train_arguments(settings, config, directory)
+    flags = settings.precision + settings.compile
+    first_weights: list[str] = []
+    if layers is not None:
+        weights = f"{directory.removesuffix('_kd')}_init"  # rbt6_init, rbt3_init
+        first_weights = [settings.python, "scripts/init_checkpoint_TA.py"]
+        first_weights += options(model_name_or_path=settings.teacher, dump_checkpoint=weights) + ["--layers", *layers]
+        train = [*train, "--student_pretrained_weights", weights]
+    return Stage(
+        directory=directory,
+        check=[settings.python, *common, *check, *flags, "--check_only"],
+        first_weights=first_weights,
+        train=[*launcher(settings), *common, *train, *flags],
+    )
+
+
+def options(**values: object) -> list[str]:
+    """``--name value`` of each."""
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def train_arguments(settings: Settings, config: str, directory: str) -> list[str]:
+    """What every run of train.py gets."""
+    return ["train.py", "--do_train"] + options(
+        resume_from_checkpoint="latest",
+        student_config=config,
+        output_dir=directory,
+        data_files_json=settings.json_files,
+        data_cache_dir=settings.data_cache_dir,
+        preprocessing_num_workers=settings.workers,
+        max_seq_length=settings.length,
+        num_train_steps=settings.train_steps,
+        ckpt_steps=settings.save_steps,
+        train_batch_size=settings.process_batch,
+        gradient_accumulation_steps=settings.accumulation_steps,
+        learning_rate=settings.lr,
+        official_schedule="linear",
+        temperature=settings.temperature,
+        random_seed=settings.seed,
+    )
+
+
+def launcher(settings: Settings) -> list[str]:
+    """Python for one process, torchrun for several."""
+    if settings.processes == 1:
+        return [settings.python]
+    return [
+        *(settings.python, "-m", "torch.distributed.run"),
+        f"--nproc_per_node={settings.ngpu}",
+        f"--nnodes={settings.nnodes}",
+        f"--node_rank={settings.node_rank}",
+        f"--master_addr={settings.master_addr}",
+        f"--master_port={settings.master_port}",
+        "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
+        "--rdzv-conf=timeout=604800",  # seconds to wait for machine 0, which tokenises
+    ]
+
+
+def shards_command(settings: Settings) -> list[str]:
+    """Tokenises the texts."""
+    return [settings.python, "my_datasets.py"] + options(
+        data_files_json=settings.json_files,
+        data_cache_dir=settings.data_cache_dir,
+        tokenizer=settings.teacher,
+        max_seq_length=settings.length,
+        preprocessing_num_workers=settings.workers,
+    )
+
+
+# ---------------------------------------------------------------- running
+
+
+def require_assistant(settings: Settings) -> None:
+    """Refuses to train a new teacher assistant while the student has checkpoints from another."""
+    student, assistant = Path(settings.saves, settings.recipe.student), Path(settings.saves, ASSISTANT)
+    if settings.recipe.two_stage and any(student.glob("gs*")) and not assistant.exists():
+        raise SettingError(
+            f"{student} has checkpoints, but the teacher assistant {assistant} is missing; move one away or restore the other"
+        )
+
+
+def run_recipe(settings: Settings) -> None:
+    """Checks every stage before the first begins, then runs the stages."""
+    stages = build_stages(settings)
+    runner = CommandRunner()
+    for stage in stages:
+        runner.run(stage.check)
+    require_assistant(settings)
+    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait when they begin to train
+        for stage in stages:
+            if stage.first_weights:
+                runner.run(stage.first_weights)
+        runner.run(shards_command(settings))
+    for stage in stages:
+        print(f"==== {stage.directory}", flush=True)
+        runner.run(stage.train)
+    checkpoint = f"{stages[-1].directory}/gs{settings.train_steps}"
+    print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
+
+
+def main(argv: list[str] | None = None) -> None:
+    run_recipe(read_settings(argv))
+
+
+if __name__ == "__main__":
+    run_script(main)

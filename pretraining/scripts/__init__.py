@@ -1,0 +1,1 @@
+"""One-off commands around the pretraining, and the helpers that they share."""

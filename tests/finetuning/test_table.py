@@ -1,0 +1,114 @@
+"""The published tables with measured rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetuning import chart, table
+from finetuning.tasks import TASKS
+from pretraining.utils import UserError
+
+PUBLISHED_LINES = [
+    "| RoBERTa | published | 87.3/68 | 94.4/89.4 | 76.58 | 89.07 | 85.76 | 57.66 | 94.89 |",
+    "| RBT6 (KD) | published | 84.4/64.3 | 91.27/84.93 | 72.83 | 88.52 | 84.54 | 55.52 | 93.42 |",
+    "| RBT3 | published | 80.3/57.73 | 85.87/77.63 | 69.80 | 87.3 | 84.47 | 55.39 | 93.86 |",
+    "| RBT4-H312 | published | 77.9/54.93 | 84.13/75.07 | 68.50 | 85.49 | 83.42 | 54.15 | 93.31 |",
+    "| MiniRBT-H256 | published | 78.47/56.27 | 86.83/78.57 | 68.73 | 86.81 | 83.68 | 54.45 | 92.97 |",
+    "| MiniRBT-H288 | published | 80.53/58.83 | 87.1/78.73 | 68.32 | 86.38 | 83.77 | 54.62 | 92.83 |",
+    "| RBT6 (KD) | published | 96.7/94.6 | 96.7/95 | 95.1 | 99.4 | 98.6 | 96.3 | 98.5 |",
+    "| RBT3 | published | 92/84.9 | 91/86.8 | 91.1 | 98 | 98.5 | 96.1 | 98.9 |",
+    "| RBT4-H312 | published | 89.2/80.8 | 89.1/84 | 89.4 | 96 | 97.3 | 93.9 | 98.3 |",
+    "| MiniRBT-H256 | published | 89.9/82.8 | 92/87.9 | 89.7 | 97.5 | 97.6 | 94.4 | 98 |",
+    "| MiniRBT-H288 | published | 92.2/86.5 | 92.3/88.1 | 89.2 | 97 | 97.7 | 94.7 | 97.8 |",
+    "| MiniRBT-H256 (two-stage) | published | 77.97/54.6 | 69.11 | 86.58 | 83.74 | 54.12 |",
+    "| MiniRBT-H256 (one-stage) | published | 77.57/54.27 | 68.32 | 86.39 | 83.55 | 53.94 |",
+]
+
+
+def write_results(path: Path, task: str, model: str, best: dict, epochs=(2, 3, 5, 10), seeds=(1, 2, 3), **settings) -> str:
+    rows = [{"num_train_epochs": n, "seeds": list(seeds)} for n in epochs]
+    defaults = {"max_seq_length": TASKS[task].max_seq_length, "per_device_train_batch_size": 32, "teacher": None}
+    content = {"task": task, "model": model, "metrics": list(TASKS[task].metrics), "best": best, "by_epochs": rows}
+    content["settings"] = {**defaults, "learning_rate": TASKS[task].learning_rate_small, **settings}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_tables_hold_published_and_measured_rows(tmp_path, capsys):
+    cmrc = write_results(tmp_path / "1.json", "cmrc2018", "saves/mini/gs30000", {"f1_mean": 79.996, "em_mean": 50.0})
+    ocnli = write_results(
+        tmp_path / "2.json",
+        "ocnli",
+        "saves/mini/gs30000",
+        {"accuracy_mean": 60.0},
+        epochs=(2, 3),
+        seeds=(1,),
+        max_train_samples=9,
+        teacher="big/model",
+    )
+    big = write_results(tmp_path / "3.json", "cmrc2018", "big/", {"f1_mean": 90.0, "em_mean": 75.0})
+    given = [cmrc, ocnli, f"TA={big}", "--teacher", "TA", "--two_stage", "mini", "--output_dir", str(tmp_path / "tables")]
+    table.main(given)
+    printed = capsys.readouterr().out
+    for line in (
+        "| :-- | :-- | --: | --: | --: | --: | --: | --: | --: |",
+        "| MiniRBT-H256 | published | 78.47/56.27 | 86.83/78.57 | 68.73 | 86.81 | 83.68 | 54.45 | 92.97 |",
+        "| mini | measured | 80.00/50.00 | - | 60.00 | - | - | - | - |",
+        "| TA | measured | 90.00/75.00 | - | - | - | - | - | - |",
+        "| RBT6 (KD) | published | 96.7/94.6 | 96.7/95 | 95.1 | 99.4 | 98.6 | 96.3 | 98.5 |",
+        "| mini | measured | 88.9/66.7 | - | - | - | - | - | - |",
+        "| MiniRBT-H256 (one-stage) | published | 77.57/54.27 | 68.32 | 86.39 | 83.55 | 53.94 |",
+        "| mini (two-stage) | measured | 80.00/50.00 | 60.00 | - | - | - |",
+        "- mini, OCNLI: only 2, 3 epochs instead of 2, 3, 5, 10; only 1 of 3 seeds; only the first 9 training examples; teacher big/model.",
+        "mini,measured,80.00,50.00,-,-,60.00,-,-,-,-",
+        "RBT3,published,92,84.9,91,86.8,91.1,98,98.5,96.1,98.9",
+    ):
+        assert line in printed.splitlines(), line
+    names = {"tables.md", "absolute.csv", "relative.csv", "stages.csv", "tables.png"}
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == names
+    assert (tmp_path / "tables" / "absolute.csv").read_text().splitlines()[-2:] == [
+        "mini,measured,80.00,50.00,-,-,60.00,-,-,-,-",
+        "TA,measured,90.00,75.00,-,-,-,-,-,-,-",
+    ]
+    assert (tmp_path / "tables" / "tables.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_published_figures_are_printed_as_published():
+    tables = table.make_tables({}, None, None, None)
+    assert [line for each in tables for line in table.to_markdown(each).splitlines() if "| published |" in line] == PUBLISHED_LINES
+
+
+def test_without_a_teacher_the_published_one_is_100_percent(tmp_path):
+    results = table.read_results([write_results(tmp_path / "r.json", "lcqmc", "m", {"accuracy_mean": 44.535})])
+    absolute, relative, stages = table.make_tables(results, None, None, None)
+    assert relative.rows[-1] == table.Row("m", "measured", {"lcqmc": "50.0"})
+    assert relative.title.startswith("Relative performance in percent (measured rows: of RoBERTa, published;")
+    assert [row.source for row in stages.rows] == ["published", "published"] and len(absolute.rows) == 7
+
+
+def test_a_teacher_without_a_right_answer_has_no_percent(tmp_path):
+    zero = write_results(tmp_path / "0.json", "cmrc2018", "zero", {"f1_mean": 0.0, "em_mean": 0.0})
+    results = table.read_results([zero, write_results(tmp_path / "1.json", "cmrc2018", "m", {"f1_mean": 5.0, "em_mean": 1.0})])
+    tables = table.make_tables(results, "zero", None, None)
+    assert tables[1].rows[-1] == table.Row("m", "measured", {"cmrc2018": "–/–"})
+    chart.draw(tables, tmp_path / "tables.png")
+    assert (tmp_path / "tables.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("missing.json", "no such file"), ("list.json", "must be a JSON object"), ("other.json", "is not a results.json of run.py")],
+)
+def test_a_wrong_results_file_is_named(tmp_path, name, message):
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match=f"{name}: .*{message}"):
+        table.read_results([str(tmp_path / name)])
+
+
+def test_two_results_for_one_cell_are_refused(tmp_path):
+    paths = [write_results(tmp_path / f"{n}.json", "bq", "m", {"accuracy_mean": 50.0}) for n in (1, 2)]
+    with pytest.raises(UserError, match="m has two results for bq; name the models apart with NAME="):
+        table.read_results(paths)

@@ -1,0 +1,67 @@
+"""The JSON files that define the tasks."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetuning.task_definitions import TASKS, TASKS_DIR, TaskFiles, read_task
+from finetuning.tasks import Example, load_split
+from pretraining.utils import UserError
+from tests.finetuning.helpers import jsonl
+
+
+def test_the_seven_tasks_are_in_the_order_of_the_tables():
+    assert list(TASKS) == ["cmrc2018", "drcd", "ocnli", "lcqmc", "bq", "tnews", "chnsenticorp"]
+    titles = ["CMRC 2018", "DRCD", "OCNLI", "LCQMC", "BQ Corpus", "TNEWS", "ChnSentiCorp"]
+    assert [task.title for task in TASKS.values()] == titles and len(TASKS) == 7
+    assert [task.metrics for task in TASKS.values()] == [("f1", "em")] * 2 + [("accuracy",)] * 5
+
+
+def change(directory: Path, **changes) -> Path:
+    """A copy of ocnli.json with other values; None takes a field out."""
+    values = {**json.loads((TASKS_DIR / "ocnli.json").read_text()), **changes}
+    path = directory / "ocnli.json"
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    return path
+
+
+def test_a_new_task_needs_its_json_file_alone(tmp_path):
+    shutil.copytree(TASKS_DIR, tmp_path / "tasks")
+    change(tmp_path, name="afqmc", title="AFQMC", position=8, labels=["0", "1"], skipped_labels=["?"])
+    (tmp_path / "ocnli.json").rename(tmp_path / "tasks" / "afqmc.json")
+    tasks = TaskFiles(tmp_path / "tasks")
+    assert list(tasks) == [*TASKS, "afqmc"] and tasks["afqmc"].title == "AFQMC"
+    rows = [{"sentence1": "甲", "sentence2": "乙", "label": label} for label in ("1", "?", "0")]
+    (tmp_path / "dev.json").write_text(jsonl(*rows))
+    examples = load_split(tasks["afqmc"], tmp_path / "dev.json", tasks["afqmc"].labels)
+    assert examples == [Example("1", ("甲", "乙"), 1), Example("3", ("甲", "乙"), 0)]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"title": None}, "has no 'title'"),
+        ({"epochs": 3}, "'epochs' is not a field of a task; the fields are name, title, position, layout, files"),
+        ({"title": ""}, "'title' must be a text"),
+        ({"position": 1.5}, "'position' must be a whole number above 0"),
+        ({"max_seq_length": True}, "'max_seq_length' must be a whole number above 0"),
+        ({"learning_rate_small": "1e-4"}, "'learning_rate_small' must be a number above 0"),
+        ({"labels": "yes no"}, "'labels' must be a list of texts"),
+        ({"labels": ["yes", "yes"]}, "'labels' must have at least two labels, each once"),
+        ({"labels": ["yes"]}, "'labels' must have at least two labels, each once"),
+        ({"sizes": {"train": 3, "dev": 0}}, "'sizes' must be an object of whole numbers above 0"),
+        ({"files": {"train": ["train.json"], "dev": []}}, "'files' must be an object of lists of texts, none of them empty"),
+        ({"sizes": {"train": 3}}, "'files' and 'sizes' must have the same splits, train and dev among them"),
+        ({"name": "other"}, "'name' is 'other'; it must be the name of the file, 'ocnli'"),
+        ({"layout": "xml"}, "'layout' is 'xml'; it must be one of squad, jsonl, table"),
+        ({"fields": []}, "'fields' must name one or two texts"),
+        ({"layout": "table", "columns": ["sentence1", "label"]}, "'columns' must name the fields and 'label'"),
+    ],
+)
+def test_an_error_names_the_file_and_the_field(tmp_path, changes, message):
+    path = change(tmp_path, **changes)
+    with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
+        read_task(path)

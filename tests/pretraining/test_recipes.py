@@ -1,0 +1,574 @@
+"""distill.sh and its recipes: the exact commands, the settings that are refused, the order of the stages, exit statuses and signals."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import types
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pretraining import recipes
+from pretraining.utils import UserError
+
+DISTILL_SH = Path(recipes.__file__).with_name("distill.sh")
+TWO_STAGE = ("h256", "h288")
+
+# Stands for python: runs recipes.py, notes every other command in $LOG, and does to one of them what a test wants.
+FAKE_PYTHON = """#!{python} -SE
+import json, os, signal, sys, time
+
+words = sys.argv[1:]
+if words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
+    os.execv("{python}", ["{python}", *words])
+
+
+def note(entry):
+    with open(os.environ["LOG"], "a") as log:
+        log.write(json.dumps(entry) + "\\n")
+
+
+def stop(number, frame):
+    note(signal.Signals(number).name)
+    time.sleep(0.2)  # the checkpoint
+    note("checkpoint")
+    sys.exit(7)
+
+
+command = " ".join(words)
+if os.environ.get("WAIT_IN", "?") in command:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+note(words)
+if os.environ.get("WAIT_IN", "?") in command:
+    time.sleep(float(os.environ["SECONDS_TO_WAIT"]))
+if os.environ.get("KILLED_IN", "?") in command:
+    os.kill(os.getpid(), signal.SIGKILL)
+if os.environ.get("FAILS_IN", "?") in command:
+    sys.exit(int(os.environ["STATUS"]))
+"""
+
+
+class Ended(NamedTuple):
+    """How distill.sh ended, and what its commands noted."""
+
+    status: int
+    out: str
+    err: str
+    noted: list
+
+
+class Shell:
+    """distill.sh with commands that only note their arguments."""
+
+    def __init__(self, directory: Path):
+        self.python, self.log = directory / "python of the test", directory / "log"
+        self.python.write_text(FAKE_PYTHON.format(python=sys.executable))
+        self.python.chmod(0o755)
+        self.log.touch()
+        self.saves = directory / "saves"
+
+    def start(self, *words: str, before: str = "", **variables: str) -> subprocess.Popen:
+        """Starts ``sh distill.sh`` in a process group of its own; ``before``: shell commands that come first."""
+        own = {"LOG": self.log, "python": self.python, "ngpu": "1", "workers": "3", "saves": self.saves}
+        environment = {name: str(value) for name, value in {**own, **variables}.items()}
+        return subprocess.Popen(
+            ["sh", "-c", f'{before} exec sh "$@"', "sh", str(DISTILL_SH), *words],
+            cwd="/",
+            env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def noted(self) -> list:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def end(self, process: subprocess.Popen) -> Ended:
+        out, err = process.communicate(timeout=60)
+        return Ended(process.returncode, out, err, self.noted())
+
+    def run(self, *words: str, **variables: str) -> Ended:
+        return self.end(self.start(*words, **variables))
+
+    def handed_over(self, *words: str, **variables: str) -> list[str]:
+        """The arguments that recipes.py gets."""
+        ended = self.run(*words, HANDED_OVER="1", **{"saves": "", "python": str(self.python), **variables})
+        assert ended.status == 0, ended.err
+        assert ended.noted[-1][0] == "recipes.py"
+        return ended.noted[-1][1:]
+
+    def wait_for(self, word: str) -> None:
+        """Waits until a command with that word has noted itself."""
+        end = time.monotonic() + 30
+        while not any(word in entry for entry in self.noted()):
+            assert time.monotonic() < end, f"no command with {word}"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def shell(tmp_path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def defaults(tmp_path_factory) -> dict[str, str]:
+    """The variables as distill.sh hands them over when nothing is set but ngpu, workers and python."""
+    shell = Shell(tmp_path_factory.mktemp("defaults"))
+    return dict(word.removeprefix("--").split("=", 1) for word in shell.handed_over()) | {"python": "python"}
+
+
+def settings_of(defaults: dict[str, str], **changes: str) -> recipes.Settings:
+    return recipes.read_settings([f"--{name}={value}" for name, value in {**defaults, **changes}.items()])
+
+
+# ---------------------------------------------------------------- the variables
+
+
+def test_every_variable_is_handed_over_by_name(shell):
+    """The variables of distill.sh, what it hands over and the fields of Settings are the same, in the same order."""
+    names = [field.name for field in fields(recipes.Settings)]
+    documented = re.findall(r"^(\w+)=\$\{\1:-", DISTILL_SH.read_text(), re.MULTILINE)
+    assert documented == names
+    values = {name: f"the {name}" for name in names if name not in ("recipe", "python")}
+    handed_over = [word.split("=", 1) for word in shell.handed_over("the recipe", **values)]
+    assert [name for name, _ in handed_over] == [f"--{name}" for name in names]
+    assert dict(handed_over) == {f"--{name}": f"the {name}" for name in names} | {"--python": str(shell.python)}
+
+
+def test_the_published_values_are_the_defaults(defaults):
+    assert defaults == {
+        "recipe": "h256",
+        "teacher": "./pretrained_model_path/RoBERTa",
+        "json_files": "./jsons/data.json",
+        "data_cache_dir": "./dataset/shards",
+        "saves": "./saves",
+        "ngpu": "1",
+        "nnodes": "1",
+        "node_rank": "0",
+        "master_addr": "127.0.0.1",
+        "master_port": "29500",
+        "train_steps": "100000",
+        "save_steps": "",
+        "global_batch": "4096",
+        "forward_batch": "64",
+        "length": "512",
+        "lr": "4e-4",
+        "temperature": "8",
+        "seed": "1337",
+        "precision": "bf16",
+        "compile": "no",
+        "workers": "3",
+        "python": "python",
+        "ta_config": "./distill_configs/distill_rbt6.json",
+        "ta_layers": "0 2 4 7 9 11",
+        "ta_matches": "L6_hidden_mse",
+        "student_config": "",
+        "student_matches": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("train_steps", "save_steps", "expected"),
+    [
+        ("100000", "", 10000),
+        ("10000", "", 10000),
+        ("9999", "", 9999),
+        ("100000", "500", 500),
+        ("10", "10000", 10),
+        ("10", "11", 11),  # refused by train.py
+    ],
+)
+def test_save_steps(train_steps, save_steps, expected, defaults):
+    assert settings_of(defaults, train_steps=train_steps, save_steps=save_steps).save_steps == expected
+
+
+@pytest.mark.parametrize(("visible", "processes"), [(0, 1), (1, 1), (3, 3)])
+def test_ngpu_is_the_number_of_visible_gpus_where_it_is_not_set(visible, processes, defaults, monkeypatch):
+    torch = types.SimpleNamespace(cuda=types.SimpleNamespace(device_count=lambda: visible))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert settings_of(defaults, ngpu="", global_batch="3").ngpu == processes
+
+
+def test_torch_is_imported_only_to_count_gpus(defaults):
+    program = (
+        "import sys; from pretraining import recipes; recipes.build_stages(recipes.read_settings(sys.argv[1:])); "
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    arguments = [f"--{name}={value}" for name, value in defaults.items()]
+    assert subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ---------------------------------------------------------------- the commands
+
+RUN = (
+    "train.py --do_train --resume_from_checkpoint latest --student_config ./distill_configs/{config}.json --output_dir ./saves/{name} "
+    "--data_files_json ./jsons/data.json --data_cache_dir ./dataset/shards --preprocessing_num_workers 3 --max_seq_length 512 "
+    "--num_train_steps 100000 --ckpt_steps 10000 --train_batch_size 4096 --gradient_accumulation_steps 64 "
+    "--learning_rate 4e-4 --official_schedule linear --temperature 8 --random_seed 1337 "
+)
+ROBERTA = "./pretrained_model_path/RoBERTa"
+ASSISTANT = RUN.format(name="rbt6_kd", config="distill_rbt6") + f"--teacher_name_or_path {ROBERTA} --matches L6_hidden_mse"
+
+
+def student(name: str, config: str, arguments: str = "") -> str:
+    return f"{RUN.format(name=name, config=config)}--tokenizer {ROBERTA}{arguments}"
+
+
+def init(name: str, layers: str) -> str:
+    return f"scripts/init_checkpoint_TA.py --model_name_or_path {ROBERTA} --dump_checkpoint ./saves/{name} --layers {layers}"
+
+
+H256 = student("minirbt_h256", "MiniRBT-h256", " --matches L6h256_rbt6_hidden_mse --teacher_name_or_path ")
+H288 = student("minirbt_h288", "MiniRBT-h288", " --matches L6h288_rbt6_hidden_mse --teacher_name_or_path ")
+ONE_STAGE = student("minirbt_h256_one_stage", "MiniRBT-h256", f" --matches L6h256_roberta_hidden_mse --teacher_name_or_path {ROBERTA}")
+RBT4 = student("rbt4_h312", "distill_rbt4_312", f" --matches L4t_hidden_mse --teacher_name_or_path {ROBERTA}")
+RBT3 = student("rbt3", "distill_rbt3")
+
+# Per stage: the directory, the check, the command that writes the first weights, the run.
+ASSISTANT_STAGE = (
+    "./saves/rbt6_kd",
+    f"{ASSISTANT} --bf16 --check_only",
+    init("rbt6_init", "0 2 4 7 9 11"),
+    f"{ASSISTANT} --student_pretrained_weights ./saves/rbt6_init --bf16",
+)
+COMMANDS = {
+    "h256": [
+        ASSISTANT_STAGE,
+        (
+            "./saves/minirbt_h256",
+            f"{H256}./distill_configs/distill_rbt6.json --bf16 --check_only",
+            "",
+            f"{H256}./saves/rbt6_kd/gs100000 --bf16",
+        ),
+    ],
+    "h288": [
+        ASSISTANT_STAGE,
+        (
+            "./saves/minirbt_h288",
+            f"{H288}./distill_configs/distill_rbt6.json --bf16 --check_only",
+            "",
+            f"{H288}./saves/rbt6_kd/gs100000 --bf16",
+        ),
+    ],
+    "one-stage": [("./saves/minirbt_h256_one_stage", f"{ONE_STAGE} --bf16 --check_only", "", f"{ONE_STAGE} --bf16")],
+    "rbt4": [("./saves/rbt4_h312", f"{RBT4} --bf16 --check_only", "", f"{RBT4} --bf16")],
+    "rbt3": [
+        (
+            "./saves/rbt3",
+            f"{RBT3} --bf16 --check_only",
+            init("rbt3_init", "0 1 2"),
+            f"{RBT3} --student_pretrained_weights ./saves/rbt3_init --bf16",
+        )
+    ],
+}
+SHARDS = (
+    f"my_datasets.py --data_files_json ./jsons/data.json --data_cache_dir ./dataset/shards --tokenizer {ROBERTA} "
+    "--max_seq_length 512 --preprocessing_num_workers 3"
+)
+
+
+def words_of(line: str) -> list[str]:
+    return ["python", *shlex.split(line)] if line else []
+
+
+def test_there_are_five_recipes():
+    assert [recipe.name for recipe in recipes.RECIPES] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_commands_of_a_recipe(recipe, defaults):
+    settings = settings_of(defaults, recipe=recipe)
+    expected = [
+        recipes.Stage(directory, words_of(check), words_of(first_weights), words_of(train))
+        for directory, check, first_weights, train in COMMANDS[recipe]
+    ]
+    assert recipes.build_stages(settings) == expected
+    assert recipes.shards_command(settings) == words_of(SHARDS)
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_several_processes_are_started_by_torchrun(recipe, defaults):
+    """The runs alone; their checks, the first weights and the shards take one process."""
+    one = recipes.build_stages(settings_of(defaults, recipe=recipe, global_batch="1024"))
+    machines = {"ngpu": "2", "nnodes": "2", "node_rank": "1", "master_addr": "10.0.0.7", "master_port": "1234"}
+    several = recipes.build_stages(settings_of(defaults, recipe=recipe, **machines))
+    torchrun = words_of(
+        "-m torch.distributed.run --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
+        "--shutdown-timeout=1800 --rdzv-conf=timeout=604800"
+    )
+    assert several == [stage._replace(train=torchrun + stage.train[1:]) for stage in one]
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "flags"),
+    [
+        ("bf16", "no", ["--bf16"]),
+        ("fp16", "no", ["--fp16"]),
+        ("fp32", "no", []),
+        ("bf16", "yes", ["--bf16", "--compile"]),
+        ("fp32", "yes", ["--compile"]),
+    ],
+)
+def test_precision_and_compile(precision, compiled, flags, defaults):
+    for stage in recipes.build_stages(settings_of(defaults, precision=precision, compile=compiled)):
+        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile")] == flags
+        assert stage.train[len(stage.train) - len(flags) :] == flags
+        assert stage.check[len(stage.check) - len(flags) - 1 :] == [*flags, "--check_only"]
+
+
+def test_values_reach_the_commands_as_they_are(defaults):
+    """Blanks in paths stay; the lists are separated by any number of blanks."""
+    own = {"teacher": "my teacher", "saves": "my saves", "ta_config": "my ta.json", "student_config": "my student.json", "python": "a b"}
+    own |= {"ta_layers": " 0  11", "ta_matches": "A  B", "student_matches": "C  D", "json_files": "my data.json", "data_cache_dir": "c d"}
+    assistant, student = recipes.build_stages(settings_of(defaults, **own, lr="1E-4", temperature="2.50", seed="007"))
+    assert assistant.first_weights[3::2] == ["my teacher", "my saves/rbt6_init", "0"] and assistant.first_weights[-2:] == ["0", "11"]
+    for stage, config, matches in ((assistant, "my ta.json", ["A", "B"]), (student, "my student.json", ["C", "D"])):
+        at = stage.train.index("--matches")
+        assert stage.train[at + 1 : at + 3] == matches and stage.train[at + 3].startswith("--")
+        for name, value in (("student_config", config), ("learning_rate", "1E-4"), ("temperature", "2.50"), ("random_seed", "007")):
+            assert stage.train[stage.train.index(f"--{name}") + 1] == value
+        for name, value in (("data_files_json", "my data.json"), ("data_cache_dir", "c d")):
+            assert stage.train[stage.train.index(f"--{name}") + 1] == value
+    assert student.directory == "my saves/minirbt_h256" and "my saves/rbt6_kd/gs100000" in student.train
+    assert {command[0] for stage in (assistant, student) for command in (stage.check, stage.train)} == {"a b"}
+
+
+# ---------------------------------------------------------------- the global batch
+
+
+@pytest.mark.parametrize(
+    ("ngpu", "nnodes", "global_batch", "forward_batch", "process_batch", "accumulation"),
+    [
+        (1, 1, 4096, 64, 4096, 64),
+        (8, 1, 4096, 64, 512, 8),
+        (8, 8, 4096, 64, 64, 1),
+        (8, 16, 4096, 64, 32, 1),  # forward_batch is larger than a process's samples
+        (2, 3, 12, 1, 2, 2),
+        (1, 1, 1, 64, 1, 1),
+        (3, 1, 12, 64, 4, 1),
+    ],
+)
+def test_the_global_batch_is_divided(ngpu, nnodes, global_batch, forward_batch, process_batch, accumulation, defaults):
+    numbers = {"ngpu": ngpu, "nnodes": nnodes, "global_batch": global_batch, "forward_batch": forward_batch}
+    settings = settings_of(defaults, **{name: str(number) for name, number in numbers.items()})
+    assert (settings.process_batch, settings.accumulation_steps) == (process_batch, accumulation)
+    for stage in recipes.build_stages(settings):
+        at = stage.train.index("--train_batch_size")
+        assert stage.train[at + 1 : at + 4] == [str(process_batch), "--gradient_accumulation_steps", str(accumulation)]
+
+
+WHOLE = "must be a whole number above 0"
+REFUSED = [
+    ({"recipe": "h312"}, "distill.sh: h312: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+    ({"recipe": "h256 lr=1"}, "distill.sh: h256 lr=1: give one word, the recipe; variables go before: lr=1e-4 sh distill.sh"),
+    ({"recipe": "--"}, "distill.sh: .*: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+    *(({name: "0"}, f"distill.sh: {name}=0: {WHOLE}") for name in ("ngpu", "nnodes", "master_port", "train_steps", "save_steps")),
+    *(({name: "two"}, f"distill.sh: {name}=two: {WHOLE}") for name in ("global_batch", "forward_batch", "workers")),
+    ({"train_steps": ""}, f"distill.sh: train_steps=: {WHOLE}"),
+    ({"train_steps": "0.5"}, f"distill.sh: train_steps=0.5: {WHOLE}"),
+    ({"train_steps": "1000000000"}, "distill.sh: train_steps=1000000000: must be at most 999999999"),
+    ({"length": "3"}, "distill.sh: length=3: must be a whole number, 4 or above"),
+    ({"node_rank": "-1"}, "distill.sh: node_rank=-1: must be a whole number, 0 or above"),
+    ({"node_rank": "2", "nnodes": "2"}, "distill.sh: node_rank=2: must be less than nnodes=2; the machines count from 0"),
+    ({"ngpu": "3", "nnodes": "2", "global_batch": "8"}, "distill.sh: global_batch=8: not divisible by ngpu=3 times nnodes=2"),
+    ({"ngpu": "8", "global_batch": "4"}, "distill.sh: global_batch=4: not divisible by ngpu=8 times nnodes=1"),
+    (
+        {"ngpu": "2", "global_batch": "16", "forward_batch": "3"},
+        "distill.sh: forward_batch=3: does not divide the 8 samples of a process and step",
+    ),
+    ({"precision": "int8"}, "distill.sh: precision=int8: choose bf16, fp16 or fp32"),
+    ({"compile": "1"}, "distill.sh: compile=1: choose yes or no"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=str)
+def test_refused(changes, message, defaults):
+    with pytest.raises(UserError) as refused:
+        settings_of(defaults, **changes)
+    assert re.fullmatch(message, str(refused.value))
+
+
+def test_unknown_and_missing_variables_are_refused(defaults):
+    with pytest.raises(UserError, match="--train_step=1"):
+        settings_of(defaults, train_step="1")
+    with pytest.raises(UserError, match="lr"):
+        settings_of({name: value for name, value in defaults.items() if name != "lr"})
+
+
+def test_a_refusal_is_one_line_and_starts_nothing(shell):
+    ended = shell.run("h256", ngpu="0")
+    assert ended == (2, "", f"error: distill.sh: ngpu=0: {WHOLE}\n", [])
+    ended = shell.run("h256", "lr=1")
+    assert (ended.status, ended.noted) == (2, []) and ended.err.startswith("error: distill.sh: h256 lr=1: give one word")
+    ended = shell.run("h256", python="no_such_python")
+    assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
+
+
+# ---------------------------------------------------------------- the order
+
+
+def steps_of(noted: list) -> list[str]:
+    """What the commands were for, in order."""
+    steps = []
+    for words in noted:
+        if "train.py" in words:
+            name = Path(words[words.index("--output_dir") + 1]).name
+            steps.append(f"check {name}" if "--check_only" in words else f"train {name}")
+        elif "--dump_checkpoint" in words:
+            steps.append(f"write {Path(words[words.index('--dump_checkpoint') + 1]).name}")
+        else:
+            steps.append(words[0])
+    return steps
+
+
+TWO_STEPS = ["check rbt6_kd", "check minirbt_h256", "write rbt6_init", "my_datasets.py", "train rbt6_kd", "train minirbt_h256"]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ([], TWO_STEPS),
+        ([""], TWO_STEPS),
+        (["h256"], TWO_STEPS),
+        (["h288"], [step.replace("h256", "h288") for step in TWO_STEPS]),
+        (["one-stage"], ["check minirbt_h256_one_stage", "my_datasets.py", "train minirbt_h256_one_stage"]),
+        (["rbt4"], ["check rbt4_h312", "my_datasets.py", "train rbt4_h312"]),
+        (["rbt3"], ["check rbt3", "write rbt3_init", "my_datasets.py", "train rbt3"]),
+    ],
+)
+def test_all_checks_come_first_then_the_steps(words, steps, shell):
+    ended = shell.run(*words, train_steps="6")
+    assert (ended.status, ended.err) == (0, "")
+    assert steps_of(ended.noted) == steps
+    trained = [step.removeprefix("train ") for step in steps if step.startswith("train ")]
+    assert ended.out.splitlines() == [
+        *(f"==== {shell.saves}/{name}" for name in trained),
+        f"==== {shell.saves}/{trained[-1]}/gs6: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained",
+    ]
+
+
+def test_only_machine_0_writes_what_all_read(shell):
+    ended = shell.run("h256", nnodes="2", node_rank="1")
+    assert steps_of(ended.noted) == [step for step in TWO_STEPS if step.startswith(("check", "train"))]
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_a_student_without_its_assistant_is_refused_before_anything_is_written(recipe, shell):
+    for name in ("minirbt_h256", "minirbt_h288", "minirbt_h256_one_stage", "rbt4_h312", "rbt3"):
+        (shell.saves / name / "gs2").mkdir(parents=True)
+    ended = shell.run(recipe)
+    if recipe not in TWO_STAGE:
+        assert ended.status == 0
+        return
+    assert ended.status == 2 and all(step.startswith("check") for step in steps_of(ended.noted))
+    assert ended.err == (
+        f"error: distill.sh: {shell.saves}/minirbt_{recipe} has checkpoints, but the teacher assistant {shell.saves}/rbt6_kd "
+        "is missing; move one away or restore the other\n"
+    )
+    (shell.saves / "rbt6_kd").mkdir()
+    assert shell.run(recipe).status == 0
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "status", "last_step"),
+    [
+        ("--check_only", 2, "check rbt6_kd"),
+        ("init_checkpoint_TA", 3, "write rbt6_init"),
+        ("my_datasets", 1, "my_datasets.py"),
+        ("--student_pretrained_weights", 143, "train rbt6_kd"),
+        ("rbt6_kd/gs", 5, "train minirbt_h256"),
+    ],
+)
+def test_a_failed_command_ends_the_run_with_its_status(fails_in, status, last_step, shell):
+    ended = shell.run(FAILS_IN=fails_in, STATUS=str(status))
+    assert ended.status == status
+    assert steps_of(ended.noted) == TWO_STEPS[: TWO_STEPS.index(last_step) + 1]
+    assert "load it" not in ended.out
+
+
+def test_a_killed_command_ends_the_run_with_the_status_of_its_signal(shell):
+    ended = shell.run(KILLED_IN="my_datasets")
+    assert ended.status == 128 + signal.SIGKILL
+    assert steps_of(ended.noted)[-1] == "my_datasets.py"
+
+
+def without_signals(noted: list) -> list:
+    return [entry for entry in noted if isinstance(entry, list)]
+
+
+@pytest.mark.parametrize("wait_in", ["--check_only", "my_datasets.py", "--student_pretrained_weights"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_running_command_and_ends_the_run(number, wait_in, shell):
+    """The command's own status, 7 here, gives way to the signal's."""
+    process = shell.start(WAIT_IN=wait_in, SECONDS_TO_WAIT="60")
+    shell.wait_for(wait_in)
+    process.send_signal(number)
+    ended = shell.end(process)
+    assert ended.status == 128 + number
+    assert ended.noted[-2:] == [number.name, "checkpoint"]
+    assert wait_in in without_signals(ended.noted)[-1]
+    assert "Traceback" not in ended.err
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_command_twice_and_does_no_harm(shell):
+    """The terminal sends SIGINT to the whole foreground group."""
+    process = shell.start(WAIT_IN="--student_pretrained_weights", SECONDS_TO_WAIT="60")
+    shell.wait_for("--student_pretrained_weights")
+    os.killpg(process.pid, signal.SIGINT)
+    ended = shell.end(process)
+    assert ended.status == 130 and ended.noted[-1] == "checkpoint"
+    assert steps_of(without_signals(ended.noted))[-1] == "train rbt6_kd"
+
+
+def test_nohup_keeps_the_run_alive(shell):
+    """A signal that the caller has ignored stays ignored."""
+    process = shell.start("rbt4", before="trap '' HUP;", WAIT_IN="my_datasets.py", SECONDS_TO_WAIT="1")
+    shell.wait_for("my_datasets.py")
+    os.killpg(process.pid, signal.SIGHUP)
+    ended = shell.end(process)
+    assert ended.status == 0 and steps_of(ended.noted)[-1] == "train rbt4_h312"
+
+
+BETWEEN = """
+import os, signal, subprocess
+from pretraining.scripts.runner import CommandRunner
+
+runner = CommandRunner()
+runner.run(["true"])
+os.kill(os.getpid(), signal.SIGTERM)
+subprocess.Popen = None  # no other command may start
+runner.run(["true"])
+"""
+WHILE_STARTING = """
+import os, signal, subprocess
+from pretraining.scripts.runner import CommandRunner
+
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+subprocess.Popen = Popen
+CommandRunner().run(["sleep", "60"])
+"""
+
+
+@pytest.mark.parametrize("program", [BETWEEN, WHILE_STARTING], ids=["between two commands", "while a command is started"])
+def test_a_signal_that_no_command_gets_ends_the_run_too(program):
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (143, "")
