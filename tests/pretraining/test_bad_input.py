@@ -621,7 +621,8 @@ def test_refused_in_a_process_of_its_own(script, name, work):
 
 RECIPES = [
     Case("an unknown recipe", "distill.sh: h312: no such recipe & h288", more=("h312",)),
-    Case("a word too many", "distill.sh: h256 lr=1e-4", more=("h256", "lr=1e-4")),
+    Case("two recipes", "distill.sh: h288: h256 is given too", more=("h256", "h288")),
+    Case("an unknown variable after the recipe", "distill.sh: train_step=4: & train_steps=", more=("h256", "train_step=4")),
     Case("no GPU wanted", "ngpu=0", changes={"ngpu": "0"}),
     Case("GPUs in words", "ngpu=two", changes={"ngpu": "two"}),
     Case("a negative number of machines", "nnodes=-1", changes={"nnodes": "-1"}),
