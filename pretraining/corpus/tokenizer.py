@@ -1,10 +1,11 @@
 """The BERT tokenizer: loaded with the checks that the library does not make, saved with its vocab.txt, fingerprinted."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-from pretraining.corpus.files import opened, read_lines, require_file
+from pretraining.corpus.files import opened, read_json, read_lines, require_file
 from pretraining.corpus.formats import BYTE_ORDER_MARK
 from pretraining.utils import UserError
 
@@ -77,8 +78,15 @@ def _read_vocabulary(path: Path) -> list[str]:
 
 
 def save_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """Writes the tokenizer, and the vocab.txt that BERT directories have always had and the library omits."""
+    """Writes the tokenizer, and the vocab.txt that BERT directories have always had and the library omits.
+
+    ``tokenizer_config.json`` gets the length of the model whose config.json is there, so that ``truncation=True`` cuts a text to it.
+    """
     tokenizer.save_pretrained(str(directory))
+    path = directory / "tokenizer_config.json"
+    length = read_json(directory / "config.json", "the model's config")["max_position_embeddings"]
+    settings = {**read_json(path, "the tokenizer's settings"), "model_max_length": length}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in tokens), encoding="utf-8", newline="\n")
 

@@ -195,6 +195,7 @@ def test_data_json_texts_references_and_vocabulary_may_have_a_mark(corpus, tmp_p
 def test_a_saved_vocabulary_has_no_mark(corpus, tmp_path):
     (tmp_path / "vocab.txt").write_bytes(MARK + (corpus.vocabulary / "vocab.txt").read_bytes())
     (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").write_text('{"max_position_embeddings": 64}')
     save_tokenizer(load_tokenizer(tmp_path), tmp_path / "saved")
     assert (tmp_path / "saved" / "vocab.txt").read_bytes() == (corpus.vocabulary / "vocab.txt").read_bytes()
     assert tokenizer_sha256(load_tokenizer(tmp_path / "saved")) == tokenizer_sha256(load_tokenizer(corpus.vocabulary))
