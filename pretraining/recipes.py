@@ -306,6 +306,8 @@ def run_recipe(settings: Settings) -> None:
             if stage.first_weights:
                 runner.run(stage.first_weights)
         runner.run(shards_command(settings))
+    if settings.ngpu > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
     for stage in stages:
         print(f"==== {stage.directory}", flush=True)
         runner.run(stage.train)

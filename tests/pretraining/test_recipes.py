@@ -560,6 +560,18 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
     assert shell.run(recipe).status == 0
 
 
+@pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
+def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
+    seen = []
+    runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    recipes.run_recipe(settings_of(defaults, ngpu=ngpu))
+    assert seen == [before] * 4 + [threads] * 2
+
+
 # ---------------------------------------------------------------- how it ends
 
 
