@@ -123,7 +123,7 @@ def _value(path: str | Path, number: int, row: Any, key: str) -> Any:
 
 def _lines(path: str | Path) -> Iterator[str]:
     """All lines without the byte-order mark; BQ is distributed with one."""
-    return read_lines(path, allow_bom=True)
+    return read_lines(path)
 
 
 def _json_rows(path: str | Path) -> Rows:

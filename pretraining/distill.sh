@@ -7,13 +7,15 @@
 #   sh distill.sh rbt4        RoBERTa -> RBT4-H312
 #   sh distill.sh rbt3        the first three layers of RoBERTa, continued by masked-LM alone
 #
-# Every variable below can be set from outside:  ngpu=2 train_steps=1000 sh distill.sh h288
-# recipes.py holds the recipes, checks the variables and runs the stages.
+# Set variables after the recipe; the recipe may be left out:
+#
+#   sh distill.sh h288 ngpu=2 train_steps=1000
+#   sh distill.sh train_steps=1000
+#
+# Variables from outside work too (ngpu=2 sh distill.sh h288), but nobody sees a misspelt one there. A word after the recipe wins.
+# The settings in force are printed first. recipes.py holds the recipes, checks the variables and runs the stages.
 set -eu
 cd "$(dirname "$0")"
-
-recipe="$*"
-recipe=${recipe:-h256}
 
 # ---- models and data
 teacher=${teacher:-./pretrained_model_path/RoBERTa}   # model directory of the teacher
@@ -49,15 +51,19 @@ ta_matches=${ta_matches:-L6_hidden_mse}               # names from matches.py
 student_config=${student_config:-}                    # default: the recipe's
 student_matches=${student_matches:-}                  # default: the recipe's
 
+for word in "$@"; do
+    case $word in python=?*) python=${word#python=} ;; esac
+done
 command -v "$python" >/dev/null || {
     echo "error: distill.sh: python=$python: no such command; activate .venv or name another" >&2
     exit 2
 }
-exec "$python" recipes.py --recipe="$recipe" \
+exec "$python" recipes.py \
     --teacher="$teacher" --json_files="$json_files" --data_cache_dir="$data_cache_dir" --saves="$saves" \
     --ngpu="$ngpu" --nnodes="$nnodes" --node_rank="$node_rank" --master_addr="$master_addr" --master_port="$master_port" \
     --train_steps="$train_steps" --save_steps="$save_steps" --global_batch="$global_batch" --forward_batch="$forward_batch" \
     --length="$length" --lr="$lr" --temperature="$temperature" --seed="$seed" --precision="$precision" --compile="$compile" \
     --workers="$workers" --python="$python" \
     --ta_config="$ta_config" --ta_layers="$ta_layers" --ta_matches="$ta_matches" \
-    --student_config="$student_config" --student_matches="$student_matches"
+    --student_config="$student_config" --student_matches="$student_matches" \
+    -- "$@"

@@ -1,17 +1,19 @@
 """The published recipes as data: checks the settings and every stage, then runs the stages. ``distill.sh`` calls this file.
 
-``distill.sh`` documents the variables and hands all of them over, as ``--name=value``. A new recipe is one entry of ``RECIPES``.
+``distill.sh`` documents the variables. It hands all of them over as ``--name=value``, and behind ``--`` the words that the user gave.
+A new recipe is one entry of ``RECIPES``.
 """
 
+import os
 from argparse import ArgumentTypeError
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretraining.scripts.runner import CommandRunner
-from pretraining.utils import ArgumentParser, UserError, non_negative_int, positive_int, run_script, sequence_length
+from pretraining.scripts.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
+from pretraining.utils import ArgumentParser, non_negative_int, run_script, sequence_length
 
 
 @dataclass(frozen=True)
@@ -36,94 +38,57 @@ RECIPES = (
 
 ASSISTANT = "rbt6_kd"  # the teacher assistant's directory in ``saves``; all two-stage recipes share it
 PUBLISHED_SAVE_STEPS = 10_000
-LARGEST_COUNT = 999_999_999
 
 
 # ---------------------------------------------------------------- settings
 
 
-class SettingError(UserError):
-    """A variable of distill.sh has a wrong value."""
-
-    def __init__(self, message: str):
-        super().__init__(f"distill.sh: {message}")
-
-
-def listing(words: list[str]) -> str:
-    """``a, b or c``"""
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
 def read_recipe(text: str) -> Recipe:
-    """The recipe of that name. distill.sh joins the words it gets, so a blank means that there are too many."""
+    """The recipe of that name."""
     recipes = {recipe.name: recipe for recipe in RECIPES}
-    if " " in text:
-        raise SettingError(f"{text}: give one word, the recipe; variables go before: lr=1e-4 sh distill.sh")
     if text not in recipes:
         raise SettingError(f"{text}: no such recipe; choose {listing(list(recipes))}")
     return recipes[text]
 
 
-def count(text: str) -> int:
-    """A whole number above 0 of at most nine digits."""
-    number = positive_int(text)
-    if number > LARGEST_COUNT:
-        raise ArgumentTypeError(f"{text}: must be at most {LARGEST_COUNT}")
-    return number
-
-
-def count_or_unset(text: str) -> int:
-    """0 stands for a variable that is not set."""
-    return count(text) if text else 0
-
-
-def flags_of(choices: dict[str, list[str]], text: str) -> list[str]:
-    """The flags of train.py that a word stands for."""
-    if text not in choices:
-        raise ArgumentTypeError(f"{text}: choose {listing(list(choices))}")
-    return choices[text]
-
-
-def variable(convert: Callable[[str], Any]) -> Any:
-    """A variable of distill.sh; ``convert`` reads its text. As for the argparse types of utils.py, its errors begin with the text."""
-    return field(metadata={"convert": convert})
-
-
 @dataclass(frozen=True)
 class Settings:
-    """The variables of distill.sh, in its order. train.py and the other commands check the paths and the plain texts."""
+    """The recipe, then the variables of distill.sh in its order. train.py and the other commands check the paths and the plain texts.
 
-    recipe: Recipe = variable(read_recipe)
+    The default texts are the published values, which distill.sh has too; an empty one depends on the machine, the recipe or another variable.
+    """
+
+    recipe: Recipe = variable(read_recipe, "h256")
     # ---- models and data
-    teacher: str = variable(str)
-    json_files: str = variable(str)
-    data_cache_dir: str = variable(str)
-    saves: str = variable(str)
+    teacher: str = variable(str, "./pretrained_model_path/RoBERTa")
+    json_files: str = variable(str, "./jsons/data.json")
+    data_cache_dir: str = variable(str, "./dataset/shards")
+    saves: str = variable(str, "./saves")
     # ---- machines
-    ngpu: int = variable(count_or_unset)
-    nnodes: int = variable(count)
-    node_rank: int = variable(non_negative_int)
-    master_addr: str = variable(str)
-    master_port: int = variable(count)
+    ngpu: int = variable(count_or_unset, "")
+    nnodes: int = variable(count, "1")
+    node_rank: int = variable(non_negative_int, "0")
+    master_addr: str = variable(str, "127.0.0.1")
+    master_port: int = variable(count, "29500")
     # ---- training
-    train_steps: int = variable(count)
-    save_steps: int = variable(count_or_unset)
-    global_batch: int = variable(count)
-    forward_batch: int = variable(count)
-    length: int = variable(sequence_length)
-    lr: str = variable(str)
-    temperature: str = variable(str)
-    seed: str = variable(str)
-    precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}))
-    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}))
-    workers: int = variable(count)
-    python: str = variable(str)
+    train_steps: int = variable(count, "100000")
+    save_steps: int = variable(count_or_unset, "")
+    global_batch: int = variable(count, "4096")
+    forward_batch: int = variable(count, "64")
+    length: int = variable(sequence_length, "512")
+    lr: str = variable(str, "4e-4")
+    temperature: str = variable(str, "8")
+    seed: str = variable(str, "1337")
+    precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}), "bf16")
+    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}), "no")
+    workers: int = variable(count, str(os.cpu_count() or 1))
+    python: str = variable(str, "python")
     # ---- the recipe's models
-    ta_config: str = variable(str)
-    ta_layers: list[str] = variable(str.split)
-    ta_matches: list[str] = variable(str.split)
-    student_config: str = variable(str)
-    student_matches: list[str] = variable(str.split)
+    ta_config: str = variable(str, "./distill_configs/distill_rbt6.json")
+    ta_layers: list[str] = variable(str.split, "0 2 4 7 9 11")
+    ta_matches: list[str] = variable(str.split, "L6_hidden_mse")
+    student_config: str = variable(str, "")
+    student_matches: list[str] = variable(str.split, "")
 
     @property
     def processes(self) -> int:
@@ -141,21 +106,33 @@ class Settings:
         return max(1, self.process_batch // self.forward_batch)
 
 
-def read_settings(argv: list[str] | None = None) -> Settings:
-    """Reads ``--name=value`` of every variable, fills in what is not set, and checks the variables against each other.
+def read_texts(argv: list[str] | None = None) -> dict[str, str]:
+    """The text of every variable: ``--name=value`` of all of them, replaced by the words behind ``--``, the recipe and ``name=value``.
 
     Raises:
-        UserError: a variable is missing or unknown, or its value is wrong.
+        UserError: a variable is missing, or a word is wrong (``variables.read_words``).
     """
     parser = ArgumentParser(__doc__)
-    for entry in fields(Settings):
-        parser.add_argument(f"--{entry.name}", required=True)
+    names = [entry.name for entry in fields(Settings)]
+    for name in names[1:]:
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("words", nargs="*", default=[], help="the recipe and name=value")
     texts = vars(parser.parse_args(argv))
+    words = read_words(texts.pop("words"), names)
+    handed_over = {name: text or "" for name, text in texts.items()}  # older versions of argparse read "--name=--" as an empty list
+    return {"recipe": "h256", **handed_over, **words}
+
+
+def read_settings(texts: dict[str, str]) -> Settings:
+    """Converts the texts, fills in what is not set, and checks the variables against each other.
+
+    Raises:
+        UserError: the value of a variable is wrong.
+    """
     values: dict[str, Any] = {}
     for entry in fields(Settings):
-        text = texts[entry.name] or ""  # older versions of argparse read "--name=--" as an empty list
         try:
-            values[entry.name] = entry.metadata["convert"](text)
+            values[entry.name] = entry.metadata["convert"](texts[entry.name])
         except ArgumentTypeError as error:
             raise SettingError(f"{entry.name}={error}") from None
     settings = with_defaults(Settings(**values))
@@ -329,6 +306,8 @@ def run_recipe(settings: Settings) -> None:
             if stage.first_weights:
                 runner.run(stage.first_weights)
         runner.run(shards_command(settings))
+    if settings.ngpu > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
     for stage in stages:
         print(f"==== {stage.directory}", flush=True)
         runner.run(stage.train)
@@ -337,7 +316,10 @@ def run_recipe(settings: Settings) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_recipe(read_settings(argv))
+    texts = read_texts(argv)
+    settings = read_settings(texts)
+    print(settings_table(settings, texts), flush=True)
+    run_recipe(settings)
 
 
 if __name__ == "__main__":

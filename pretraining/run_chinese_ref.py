@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.overwrite and is_current(file, inputs):
             tqdm.write(f"{file.refs}: up to date, skipped (--overwrite makes it again)")
             continue
-        check_lines(file.text)
+        check_lines(file.text, is_text=True)
         outdated.append((file, inputs))
     if outdated:
         segment = load_segmenter(ltp)

@@ -174,7 +174,7 @@ def test_variables_are_those_of_distill_sh():
     named = [name for row in table("## Distil your own model", 2) for name in code_spans(row[0])]
     assert sorted(named) == sorted({field.name for field in fields(Settings)} - {"recipe"})
     assert [name for name in named if f"\n{name}=${{{name}:-" not in script] == []
-    calls = [call for block in ENGLISH for call in re.findall(r"((?:\w+=\S+ )+)sh distill\.sh", block.text)]
+    calls = [call for block in ENGLISH for call in re.findall(r"sh distill\.sh(?: [\w-]+)?((?: \w+=[^\s`]+)+)", block.text)]
     assert len(calls) == 2 and set(re.findall(r"(\w+)=", "".join(calls))) <= set(named)
 
 

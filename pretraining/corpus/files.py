@@ -4,14 +4,19 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from tqdm import tqdm
+
+from pretraining.corpus.formats import BYTE_ORDER_MARK, refuse_other_formats, require_plain_text
 from pretraining.utils import UserError, first_line
 
 MAX_LINE_BYTES = 16 << 20
+LONG_LINE_BYTES = 1 << 20  # a text of one line longer than this gets a warning
 BLOCK_BYTES = 1 << 22
 # Keys of a model's config that can make transformers import code from elsewhere (attention kernels of the hub too); without "_" in front.
 CODE_KEYS = ("auto_map", "trust_remote_code", "attn_implementation", "experts_implementation")
@@ -30,24 +35,23 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def read_line_blocks(path: str | Path, allow_bom: bool = False) -> Iterator[list[str]]:
+def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
     r"""Yields the lines of a file in order, in lists of a few megabytes each.
 
     This is the only definition of a line in the project: it ends at ``\n`` (a ``\r`` before it is dropped) and at nothing else.
-
-    Args:
-        allow_bom: drop a byte-order mark at the start instead of refusing it.
+    A byte-order mark at the start is dropped. A file of a mark alone has one blank line, as ``file_facts`` counts.
 
     Raises:
-        UserError: invalid UTF-8, a NUL byte, a line over 16 MiB, or a byte-order mark; the message has the line's number.
+        UserError: a compressed file, Parquet or UTF-16; invalid UTF-8, a NUL byte or a line over 16 MiB: the message has the line's number.
     """
     number, rest = 1, b""
     with opened(path) as file:
         while block := file.read(BLOCK_BYTES):
-            if number == 1 and not rest and block.startswith(b"\xef\xbb\xbf"):
-                if not allow_bom:
-                    raise UserError(f"{path}:1: begins with a byte-order mark; save the file as UTF-8 without BOM")
-                block = block[3:]
+            if number == 1 and not rest:
+                refuse_other_formats(path, block)
+                if block == BYTE_ORDER_MARK:
+                    yield [""]
+                block = block.removeprefix(BYTE_ORDER_MARK)
             block = rest + block
             cut = block.rfind(b"\n") + 1
             block, rest = block[:cut], block[cut:]
@@ -62,16 +66,25 @@ def read_line_blocks(path: str | Path, allow_bom: bool = False) -> Iterator[list
         yield [_decode(path, number, rest)]
 
 
-def read_lines(path: str | Path, allow_bom: bool = False) -> Iterator[str]:
+def read_lines(path: str | Path) -> Iterator[str]:
     """Yields the lines of a file one by one; see :func:`read_line_blocks`."""
-    for block in read_line_blocks(path, allow_bom):
+    for block in read_line_blocks(path):
         yield from block
 
 
-def check_lines(path: str | Path) -> None:
-    """Raises the errors of :func:`read_line_blocks` now, not after hours of work."""
-    for _ in read_line_blocks(path):
-        pass
+def check_lines(path: str | Path, is_text: bool = False) -> None:
+    """Raises the errors of :func:`read_line_blocks` now, not after hours of work.
+
+    Args:
+        is_text: warn if the file is one single line of megabytes.
+    """
+    lines = 0
+    for block in read_line_blocks(path):
+        lines += len(block)
+    size = os.path.getsize(path)
+    if is_text and lines == 1 and size > LONG_LINE_BYTES:
+        advice = "if its lines end in \\r, convert them: tr '\\r' '\\n'"
+        tqdm.write(f"warning: {path}: one single line of {size / 1e6:.1f} MB; one paragraph a line is expected; {advice}", file=sys.stderr)
 
 
 def _decode(path: str | Path, number: int, block: bytes) -> str:
@@ -125,7 +138,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     with opened(require_file(path, what)) as file:
         text = file.read()
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: {what} is not valid UTF-8") from None
     except json.JSONDecodeError as error:
@@ -200,11 +213,13 @@ def _read_split(path: str | Path, split: str, entry: Any) -> list[TextAndRefs]:
 
 
 def _check_names(path: str | Path, files: list[TextAndRefs]) -> None:
-    """Refuses missing text files, and two files that would overwrite each other's shard or references."""
+    """Refuses missing text files, other formats, and two files that would overwrite each other's shard or references."""
     stems: dict[str, Path] = {}
     all_refs: set[Path] = set()
     for text, refs in files:
         require_file(text, f"a text file of {path}")
+        with opened(text) as file:
+            require_plain_text(text, file)
         if text.stem in stems:
             raise UserError(
                 f"{path}: {stems[text.stem]} and {text} have the same name, so one would overwrite the other's shard; rename one"

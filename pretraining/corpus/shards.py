@@ -114,7 +114,7 @@ def describe_shards(files: list[TextAndRefs], spec: ShardSpec) -> list[dict]:
         require_writable_place(spec.cache_dir, "--data_cache_dir")
         if _is_foreign(directory):
             raise UserError(f"{directory}: is no shard, but the shard of {file.text} belongs here; choose another --data_cache_dir")
-        check_lines(file.text)
+        check_lines(file.text, is_text=True)
         check_lines(file.refs)
     if not any(line.strip() for file in files for line in read_lines(file.text)):
         raise _no_text(files)

@@ -1,6 +1,8 @@
 """One training run: the models, the batches, the distiller, the optimizer; then the loop of the distiller."""
 
+import shlex
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,28 @@ def load_models(args: TrainingArguments, plan: ModelPlan, checkpoint: Path | Non
 
 
 def announce(run: Run, student: BertForMaskedLM) -> None:
-    """Prints the arguments and the size of the student, and keeps the arguments beside the run."""
+    """Prints the student, the directory and the arguments that are not the default; arguments.json in the directory keeps all."""
     if run.process.rank != 0:
         return
-    print(run.args.dump(), end="")
-    print(f"student: {student.num_parameters():,} parameters; device: {run.device}; processes: {run.process.world_size}")
-    if run.args.do_train:
-        with atomic_write(Path(run.args.output_dir) / "arguments.json") as file:
-            file.write(run.args.dump())
+    args, world_size = run.args, run.process.world_size
+    print(f"student: {args.student_config}, {student.num_parameters():,} parameters; device: {run.device}; processes: {world_size}")
+    print(f"directory: {args.output_dir}")
+    print(f"not the default: {' '.join(changed_arguments(args))}", flush=True)
+    if args.do_train:
+        with atomic_write(Path(args.output_dir) / "arguments.json") as file:
+            file.write(args.dump())
+
+
+def changed_arguments(args: TrainingArguments) -> list[str]:
+    """``--name value`` of each argument that has a default and another value, in the order of the fields."""
+    words = []
+    for field in fields(args):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        value = getattr(args, field.name)
+        if default is not MISSING and value != default:
+            values = value if isinstance(value, list) else [str(value)]
+            words.append(f"--{field.name} {shlex.join(values)}")
+    return words
 
 
 def train(

@@ -25,9 +25,9 @@ masked_lm shallow 2000 2e-3 --student_config $demo/configs/shallow.json
 "$python" scripts/init_checkpoint_TA.py --model_name_or_path $demo/shallow/gs2000 --dump_checkpoint $demo/teacher_init --layers 0 1 0 1 0 1 0 1 0 1 0 1
 masked_lm teacher 200 1e-3 --student_config $demo/configs/teacher.json --student_pretrained_weights $demo/teacher_init
 
-python=$python teacher=$demo/teacher/gs200 json_files=$demo/data.json data_cache_dir=$demo/shards saves=$demo ngpu=1 nnodes=1 precision=fp32 \
-    length=64 train_steps=600 save_steps=200 global_batch=8 lr=1e-3 temperature=8 ta_config=$demo/configs/rbt6.json \
-    student_config=$demo/configs/minirbt.json student_matches=L6h64_L6h96_hidden_mse sh distill.sh h256
+sh distill.sh h256 python="$python" teacher=$demo/teacher/gs200 json_files=$demo/data.json data_cache_dir=$demo/shards saves=$demo ngpu=1 nnodes=1 \
+    precision=fp32 length=64 train_steps=600 save_steps=200 global_batch=8 lr=1e-3 temperature=8 ta_config=$demo/configs/rbt6.json \
+    student_config=$demo/configs/minirbt.json student_matches=L6h64_L6h96_hidden_mse
 
 "$python" scripts/report.py --models teacher=$demo/teacher/gs200 "RBT6 (KD)=$demo/rbt6_kd/gs600" MiniRBT=$demo/minirbt_h256/gs600 \
     --runs teacher=$demo/teacher "RBT6 (KD)=$demo/rbt6_kd" MiniRBT=$demo/minirbt_h256 \

@@ -104,8 +104,8 @@ class Shell:
         """The arguments that recipes.py gets."""
         ended = self.run(*words, HANDED_OVER="1", **{"saves": "", "python": str(self.python), **variables})
         assert ended.status == 0, ended.err
-        assert ended.noted[-1][0] == "recipes.py"
-        return ended.noted[-1][1:]
+        assert ended.noted[-1][0] == "recipes.py" and ended.noted[-1][-1 - len(words) :] == ["--", *words]
+        return ended.noted[-1][1 : -1 - len(words)]
 
     def wait_for(self, word: str) -> None:
         """Waits until a command with that word has noted itself."""
@@ -127,8 +127,13 @@ def defaults(tmp_path_factory) -> dict[str, str]:
     return dict(word.removeprefix("--").split("=", 1) for word in shell.handed_over()) | {"python": "python"}
 
 
-def settings_of(defaults: dict[str, str], **changes: str) -> recipes.Settings:
-    return recipes.read_settings([f"--{name}={value}" for name, value in {**defaults, **changes}.items()])
+def texts_of(defaults: dict[str, str], *words: str, **changes: str) -> dict[str, str]:
+    """What recipes.py reads if distill.sh gets these words and hands over these variables."""
+    return recipes.read_texts([*(f"--{name}={value}" for name, value in {**defaults, **changes}.items()), "--", *words])
+
+
+def settings_of(defaults: dict[str, str], *words: str, **changes: str) -> recipes.Settings:
+    return recipes.read_settings(texts_of(defaults, *words, **changes))
 
 
 # ---------------------------------------------------------------- the variables
@@ -136,18 +141,17 @@ def settings_of(defaults: dict[str, str], **changes: str) -> recipes.Settings:
 
 def test_every_variable_is_handed_over_by_name(shell):
     """The variables of distill.sh, what it hands over and the fields of Settings are the same, in the same order."""
-    names = [field.name for field in fields(recipes.Settings)]
+    names = [field.name for field in fields(recipes.Settings)][1:]
     documented = re.findall(r"^(\w+)=\$\{\1:-", DISTILL_SH.read_text(), re.MULTILINE)
     assert documented == names
-    values = {name: f"the {name}" for name in names if name not in ("recipe", "python")}
-    handed_over = [word.split("=", 1) for word in shell.handed_over("the recipe", **values)]
+    values = {name: f"the {name}" for name in names if name != "python"}
+    handed_over = [word.split("=", 1) for word in shell.handed_over("the recipe", "and more", **values)]
     assert [name for name, _ in handed_over] == [f"--{name}" for name in names]
     assert dict(handed_over) == {f"--{name}": f"the {name}" for name in names} | {"--python": str(shell.python)}
 
 
 def test_the_published_values_are_the_defaults(defaults):
     assert defaults == {
-        "recipe": "h256",
         "teacher": "./pretrained_model_path/RoBERTa",
         "json_files": "./jsons/data.json",
         "data_cache_dir": "./dataset/shards",
@@ -177,6 +181,60 @@ def test_the_published_values_are_the_defaults(defaults):
     }
 
 
+def test_the_published_values_of_settings_are_those_of_distill_sh(defaults):
+    published = {field.name: field.metadata["default"] for field in fields(recipes.Settings)}
+    assert published == {**defaults, "recipe": "h256", "ngpu": "", "workers": str(os.cpu_count())}
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ([], {}),
+        (["h288"], {"recipe": "h288"}),
+        (["train_steps=1000"], {"train_steps": "1000"}),
+        (["h288", "train_steps=1000", "lr=1e-3"], {"recipe": "h288", "train_steps": "1000", "lr": "1e-3"}),
+        (["teacher=a=b c", "rbt4"], {"recipe": "rbt4", "teacher": "a=b c"}),
+        (["saves=--x", ""], {"saves": "--x"}),
+        (["recipe=rbt3"], {"recipe": "rbt3"}),
+    ],
+)
+def test_words_are_the_recipe_and_variables(words, changes, defaults):
+    assert texts_of(defaults, *words) == {"recipe": "h256", **defaults, **changes}
+
+
+def test_a_word_wins_over_a_variable_from_outside(shell):
+    ended = shell.run("h288", "train_steps=6", train_steps="5")
+    assert ended.status == 0 and f"{shell.saves}/minirbt_h288/gs6: load it" in ended.out
+
+
+def test_python_may_be_a_word(shell):
+    ended = shell.run("rbt4", f"python={shell.python}", python="no_such_python")
+    assert ended.status == 0 and steps_of(ended.noted)[-1] == "train rbt4_h312"
+
+
+DEFAULTS_OF_H256 = """==== h256, with these settings:
+  teacher=./pretrained_model_path/RoBERTa  json_files=./jsons/data.json  data_cache_dir=./dataset/shards  saves=./saves
+  ngpu=1  nnodes=1  node_rank=0  master_addr=127.0.0.1  master_port=29500  train_steps=100000  save_steps=10000
+  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=1337  precision=bf16  compile=no
+  workers={cpus}  python=python  ta_config=./distill_configs/distill_rbt6.json  ta_layers='0 2 4 7 9 11'
+  ta_matches=L6_hidden_mse  student_config=./distill_configs/MiniRBT-h256.json  student_matches=L6h256_rbt6_hidden_mse
+not the default: {changed}"""
+
+
+def test_the_settings_in_force_are_printed(defaults, monkeypatch):
+    monkeypatch.setattr(recipes, "visible_gpus", lambda: 1)
+    texts = texts_of(defaults, ngpu="", workers=str(os.cpu_count()))
+    table = recipes.settings_table(recipes.read_settings(texts), texts)
+    assert table == DEFAULTS_OF_H256.format(cpus=os.cpu_count(), changed="nothing")
+    texts = texts_of(defaults, "rbt3", "train_steps=5", "lr=1e-3", "ta_layers=0 1", "ngpu=2", workers=str(os.cpu_count()))
+    table = recipes.settings_table(recipes.read_settings(texts), texts)
+    assert (
+        table.startswith("==== rbt3, ") and "  save_steps=5" in table and table.endswith("  student_matches=''\n" + table.splitlines()[-1])
+    )
+    changed = "ngpu=2, train_steps=5 (default 100000), lr=1e-3 (default 4e-4), ta_layers='0 1' (default 0 2 4 7 9 11)"
+    assert table.splitlines()[-1] == f"not the default: {changed}"
+
+
 @pytest.mark.parametrize(
     ("train_steps", "save_steps", "expected"),
     [
@@ -201,7 +259,7 @@ def test_ngpu_is_the_number_of_visible_gpus_where_it_is_not_set(visible, process
 
 def test_torch_is_imported_only_to_count_gpus(defaults):
     program = (
-        "import sys; from pretraining import recipes; recipes.build_stages(recipes.read_settings(sys.argv[1:])); "
+        "import sys; from pretraining import recipes; recipes.build_stages(recipes.read_settings(recipes.read_texts(sys.argv[1:]))); "
         "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     arguments = [f"--{name}={value}" for name, value in defaults.items()]
@@ -287,7 +345,7 @@ def test_there_are_five_recipes():
 
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_commands_of_a_recipe(recipe, defaults):
-    settings = settings_of(defaults, recipe=recipe)
+    settings = settings_of(defaults, recipe)
     expected = [
         recipes.Stage(directory, words_of(check), words_of(first_weights), words_of(train))
         for directory, check, first_weights, train in COMMANDS[recipe]
@@ -299,9 +357,9 @@ def test_commands_of_a_recipe(recipe, defaults):
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_several_processes_are_started_by_torchrun(recipe, defaults):
     """The runs alone; their checks, the first weights and the shards take one process."""
-    one = recipes.build_stages(settings_of(defaults, recipe=recipe, global_batch="1024"))
+    one = recipes.build_stages(settings_of(defaults, recipe, global_batch="1024"))
     machines = {"ngpu": "2", "nnodes": "2", "node_rank": "1", "master_addr": "10.0.0.7", "master_port": "1234"}
-    several = recipes.build_stages(settings_of(defaults, recipe=recipe, **machines))
+    several = recipes.build_stages(settings_of(defaults, recipe, **machines))
     torchrun = words_of(
         "-m torch.distributed.run --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
         "--shutdown-timeout=1800 --rdzv-conf=timeout=604800"
@@ -369,9 +427,6 @@ def test_the_global_batch_is_divided(ngpu, nnodes, global_batch, forward_batch, 
 
 WHOLE = "must be a whole number above 0"
 REFUSED = [
-    ({"recipe": "h312"}, "distill.sh: h312: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
-    ({"recipe": "h256 lr=1"}, "distill.sh: h256 lr=1: give one word, the recipe; variables go before: lr=1e-4 sh distill.sh"),
-    ({"recipe": "--"}, "distill.sh: .*: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
     *(({name: "0"}, f"distill.sh: {name}=0: {WHOLE}") for name in ("ngpu", "nnodes", "master_port", "train_steps", "save_steps")),
     *(({name: "two"}, f"distill.sh: {name}=two: {WHOLE}") for name in ("global_batch", "forward_batch", "workers")),
     ({"train_steps": ""}, f"distill.sh: train_steps=: {WHOLE}"),
@@ -398,6 +453,29 @@ def test_refused(changes, message, defaults):
     assert re.fullmatch(message, str(refused.value))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["h312"], "h312: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+        (["--help"], "--help: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+        (["h256", "h288"], "h288: h256 is given too; give one recipe"),
+        (["h256", "train_step=10"], "train_step=10: no such variable; did you mean train_steps=…?"),
+        (["trainsteps=10"], "trainsteps=10: no such variable; did you mean train_steps=…?"),
+        (["--lr=1e-3"], "--lr=1e-3: no such variable; did you mean lr=…?"),
+        (["NGPU=2"], "NGPU=2: no such variable; did you mean ngpu=…?"),
+        (["x=1"], "x=1: no such variable; the head of distill.sh lists them"),
+        (["=1"], "=1: no such variable; the head of distill.sh lists them"),
+        (["lr=1", "lr=2"], "lr=2: lr=1 is given too; give it once"),
+        (["train_steps="], "train_steps=: has no value; write train_steps=VALUE or leave it out"),
+        (["train_steps=two"], "train_steps=two: must be a whole number above 0"),
+    ],
+)
+def test_wrong_words_are_refused(words, message, defaults):
+    with pytest.raises(UserError) as refused:
+        settings_of(defaults, *words)
+    assert str(refused.value) == f"distill.sh: {message}"
+
+
 def test_unknown_and_missing_variables_are_refused(defaults):
     with pytest.raises(UserError, match="--train_step=1"):
         settings_of(defaults, train_step="1")
@@ -408,8 +486,8 @@ def test_unknown_and_missing_variables_are_refused(defaults):
 def test_a_refusal_is_one_line_and_starts_nothing(shell):
     ended = shell.run("h256", ngpu="0")
     assert ended == (2, "", f"error: distill.sh: ngpu=0: {WHOLE}\n", [])
-    ended = shell.run("h256", "lr=1")
-    assert (ended.status, ended.noted) == (2, []) and ended.err.startswith("error: distill.sh: h256 lr=1: give one word")
+    ended = shell.run("h256", "train_step=10")
+    assert ended == (2, "", "error: distill.sh: train_step=10: no such variable; did you mean train_steps=…?\n", [])
     ended = shell.run("h256", python="no_such_python")
     assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
 
@@ -451,7 +529,10 @@ def test_all_checks_come_first_then_the_steps(words, steps, shell):
     assert (ended.status, ended.err) == (0, "")
     assert steps_of(ended.noted) == steps
     trained = [step.removeprefix("train ") for step in steps if step.startswith("train ")]
-    assert ended.out.splitlines() == [
+    lines = ended.out.splitlines()
+    changed = next(number for number, line in enumerate(lines) if line.startswith("not the default: "))
+    assert lines[0].endswith(", with these settings:") and "train_steps=6 (default 100000)" in lines[changed]
+    assert lines[changed + 1 :] == [
         *(f"==== {shell.saves}/{name}" for name in trained),
         f"==== {shell.saves}/{trained[-1]}/gs6: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained",
     ]
@@ -477,6 +558,18 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
     )
     (shell.saves / "rbt6_kd").mkdir()
     assert shell.run(recipe).status == 0
+
+
+@pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
+def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
+    seen = []
+    runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    recipes.run_recipe(settings_of(defaults, ngpu=ngpu))
+    assert seen == [before] * 4 + [threads] * 2
 
 
 # ---------------------------------------------------------------- how it ends
