@@ -5,11 +5,12 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import BertConfig
 
 from pretraining.config import FREE_TO_CHANGE, TrainingArguments
 from pretraining.corpus.files import atomic_directory, disk_full_as_user_error, file_facts, read_json, write_json
@@ -18,6 +19,7 @@ from pretraining.utils import UserError, first_line
 
 STATE_FILE = "training_state.pt"
 CHECKSUMS = "checksums.json"
+FORMAT = 1  # of the training state; checkpoints from before it was written down have this one, too
 STATE_KEYS = {"step", "projections", "optimizer", "scheduler", "scaler", "identity"}
 
 
@@ -37,7 +39,7 @@ def save_checkpoint(output_dir: str | Path, model: Any, tokenizer: Any, state: d
         with disk_full_as_user_error(directory):
             model.save_pretrained(str(partial))
             save_tokenizer(tokenizer, partial)
-            torch.save(state, partial / STATE_FILE)
+            torch.save({"format": FORMAT, **state}, partial / STATE_FILE)
         write_checksums(partial)
     if keep:
         found = checkpoints(output_dir)
@@ -107,8 +109,12 @@ def load_state(directory: Path) -> dict[str, Any]:
         state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({first_line(error)})") from None
-    if not isinstance(state, dict) or not STATE_KEYS <= set(state):
+    if not isinstance(state, dict) or not STATE_KEYS <= set(state) or not isinstance(state["identity"], dict):
         raise UserError(f"{directory / STATE_FILE}: is no training state of train.py; choose another checkpoint")
+    if str(state.get("format", 1)) != str(FORMAT):
+        raise UserError(
+            f"{directory / STATE_FILE}: has format {state['format']}, this version reads format {FORMAT}; resume with the version that wrote it"
+        )
     return state
 
 
@@ -143,15 +149,41 @@ def run_identity(args: TrainingArguments, world_size: int, student_config: Any, 
     }
 
 
+def default_identity() -> dict[str, Any]:
+    """The value of every argument and of every key of a BERT config that a run does not set."""
+    arguments = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory() for field in fields(TrainingArguments)
+    }
+    return {**arguments, **{f"student_config {key}": value for key, value in BertConfig().to_dict().items()}}
+
+
+def differences(saved: dict, current: dict) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two identities differ, with both values.
+
+    A key that one of them lacks came into the program, or into a release of transformers, between the two. It has its default there.
+    A key of a config that transformers does not know, and that the student's JSON does not have, decides nothing today.
+    """
+    defaults = default_identity()
+    saved, current = ({**defaults, **identity} for identity in (saved, current))
+    outdated = [key for key in saved if key not in current and key.startswith("student_config ")]
+    pairs = {key: (saved.get(key), current.get(key)) for key in {**current, **saved} if key not in outdated}
+    return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
+
+
 def check_identity(directory: Path, saved: dict, current: dict, ignore_data: bool) -> None:
     """Refuses to resume from a checkpoint of another run; names what differs."""
-    different = [key for key in {**current, **saved} if saved.get(key) != current.get(key)]
+    different = differences(saved, current)
     if "data" in different and ignore_data:
-        different.remove("data")
-    if different == ["data"]:
+        del different["data"]
+    if list(different) == ["data"]:
         raise UserError(f"{directory}: was trained on other data; --ignore_data_fingerprint resumes nevertheless")
+    if list(different) == ["num_train_steps"] and directory.name == f"gs{saved.get('num_train_steps')}":
+        raise UserError(
+            f"{directory}: the run has done all of its {saved['num_train_steps']} steps, and its learning rate followed them; to train its "
+            f"student further give --student_pretrained_weights {directory}, the steps to add as --num_train_steps, and a new --output_dir"
+        )
     if different:
-        named = ", ".join(f"{key} ({_short(saved.get(key))} there, {_short(current.get(key))} here)" for key in different)
+        named = ", ".join(f"{key} ({_short(there)} there, {_short(here)} here)" for key, (there, here) in different.items())
         raise UserError(f"{directory}: belongs to a run with another {named}; give the same arguments or another --output_dir")
 
 
