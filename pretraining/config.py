@@ -71,15 +71,19 @@ class TrainingArguments:
     # ---- data
     data_files_json: str = argument(default="./jsons/data.json", help="which files are train and dev, and their reference files")
     data_cache_dir: str = argument(default="./dataset/shards", help="where the tokenised shards are kept")
-    max_seq_length: int = argument(default=512, help="tokens a sample, [CLS] and [SEP] included")
+    max_seq_length: int = argument(default=512, help="tokens per sample, [CLS] and [SEP] included")
     preprocessing_num_workers: int = argument(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
     mlm_probability: float = argument(default=0.15, help="share of the tokens that are masked, as whole words")
 
     # ---- optimisation
     do_train: bool = argument(default=False, help="train")
     num_train_steps: int = argument(default=100_000, help="optimizer steps of the run")
-    train_batch_size: int = argument(default=32, help="samples an optimizer step and process; the global batch is this times the processes")
-    gradient_accumulation_steps: int = argument(default=1, help="forwards an optimizer step; each takes train_batch_size / this samples")
+    train_batch_size: int = argument(
+        default=32, help="samples per optimizer step and process; the global batch is this times the processes"
+    )
+    gradient_accumulation_steps: int = argument(
+        default=1, help="forward passes per optimizer step; each takes train_batch_size / this samples"
+    )
     learning_rate: float = argument(default=4e-4, help="peak learning rate")
     official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
     warmup_proportion: float = argument(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
@@ -87,15 +91,15 @@ class TrainingArguments:
     random_seed: int = argument(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
 
     # ---- how it is computed
-    fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher wholly in float16; needs CUDA")
-    bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher wholly in bfloat16; CUDA or CPU")
+    fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher entirely in float16; needs CUDA")
+    bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher entirely in bfloat16; CUDA or CPU")
     compile: bool = argument(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
     no_cuda: bool = argument(default=False, help="use the CPU even where there is a GPU")
     cpu_kernels: bool = argument(default=True, help="on a CPU, use the faster kernels of distillation/cpu.py; false: torch's own")
 
     # ---- evaluation and checkpoints
     do_eval: bool = argument(default=False, help="masked-LM loss and accuracy of student and teacher on the dev files, with fixed masks")
-    ckpt_steps: int = argument(default=10_000, help="write a checkpoint every so many steps, and at the end")
+    ckpt_steps: int = argument(default=10_000, help="steps between checkpoints; the last step always writes one")
     keep_checkpoints: int = argument(default=3, help="how many of the newest checkpoints to keep; 0 keeps all")
     resume_from_checkpoint: str | None = argument(
         default=None, help='"latest" (the newest whole checkpoint of output_dir, or the start if it has none) or a checkpoint directory'
@@ -103,7 +107,7 @@ class TrainingArguments:
     ignore_data_fingerprint: bool = argument(default=False, help="resume although the training data are not those the run was started on")
 
     check_only: bool = argument(
-        default=False, help="check arguments, files and sizes, then end; a teacher that is yet to be trained is given by its config JSON"
+        default=False, help="check arguments, files and sizes, then end; for a teacher that is not trained yet, give its config JSON"
     )
 
     @property

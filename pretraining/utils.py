@@ -34,6 +34,7 @@ def run_script(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with SIGINT ignored
     warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")  # warns about a file that is refused anyway
     try:
+        refuse_other_copy(Path(getattr(sys.modules["__main__"], "__file__", None) or "."))
         main()
     except (UserError, OSError) as error:
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
@@ -48,6 +49,14 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         print("error: out of GPU memory; is another program using the GPU? If not, use a smaller batch", file=sys.stderr)
         sys.exit(2)
+
+
+def refuse_other_copy(script: Path) -> None:
+    """Refuses a script of one clone that would import the packages of another, whose edits it would not see."""
+    installed = Path(__file__).resolve().parents[1]
+    clones = [folder for folder in script.resolve().parents if (folder / "pyproject.toml").is_file() and (folder / "pretraining").is_dir()]
+    if clones and clones[0] != installed:
+        raise UserError(f"{script}: the packages in use are those of {installed}; run pip install -e . in {clones[0]}")
 
 
 # ---------------------------------------------------------------- arguments

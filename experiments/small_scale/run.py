@@ -54,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     try:
         runner.run(recipe.stages(), recipe.report(work / "report" if args.scale == "dry" else HERE))
     except JobFailed as failed:
-        print(f"error: {failed}", file=sys.stderr)
         sys.exit(failed.status)
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)

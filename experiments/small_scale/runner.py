@@ -7,6 +7,7 @@ In the work directory: ``done/JOB`` marks a finished job, ``logs/JOB.log`` has i
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -78,7 +79,9 @@ class Runner:
                 self.run_stage(stage)
             self.running["report"] = subprocess.Popen(report, cwd=self.directory, stdin=subprocess.DEVNULL)
             if status := self.wait_for_any()["report"]:
-                raise JobFailed(f"the report ended with status {status}, see above", status)
+                message = f"the report ended with status {status}, see above"
+                print(f"error: {message}", file=sys.stderr)
+                raise JobFailed(message, status)
         finally:
             self.stop_all()
             for number, handler in handlers.items():
@@ -128,6 +131,7 @@ class Runner:
                 self.note("failed", name)
                 log = self._log(name)
                 message = f"{name} ended with status {status}: {last_line(log)} (log: {log}); fix it and run the same command again"
+                print(f"error: {message}", file=sys.stderr, flush=True)  # before the other jobs are stopped, which may take minutes
                 raise JobFailed(message, status)
 
     def wait_for_any(self) -> dict[str, int]:

@@ -175,7 +175,7 @@ class Distiller(GeneralDistiller):
         callback: SaveState,
         step_callback: StepCallback | None = None,
     ) -> None:
-        """Trains from ``start_step`` to step ``num_steps``. The arguments have the names and the meaning they have in TextBrewer's train.
+        """Trains from ``start_step`` to step ``num_steps``. Replaces TextBrewer's ``train``; the signature differs.
 
         Args:
             dataloader: yields the micro-batches of this process, those after ``start_step`` first.
@@ -183,7 +183,7 @@ class Distiller(GeneralDistiller):
             step_callback: ``step_callback(step, distiller)`` runs at the start of each step, on every process.
 
         Raises:
-            UserError: the loss is no longer finite, or a checkpoint cannot be written; the same on every process.
+            UserError: the loss is no longer finite, or a checkpoint cannot be written: on every process. A full disk: on rank 0.
             SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, when a checkpoint is written.
         """
         args = self.args

@@ -71,7 +71,7 @@ def loss_hits_tokens(model: BertForMaskedLM, batch: dict[str, torch.Tensor]) -> 
 def evaluate_run(run: Run, student: BertForMaskedLM, teacher: BertForMaskedLM | None, dataset: Any) -> None:
     """Evaluates student and teacher after a run, prints the results and writes them to ``output_dir/eval.json``."""
     args = run.args
-    if teacher is not None and args.teacher_name_or_path and (args.bf16 or args.fp16) and args.do_train:  # training rounded its weights
+    if teacher is not None and args.teacher_name_or_path and teacher.dtype != torch.float32:  # training rounded its weights
         teacher = load_masked_lm(args.teacher_name_or_path, "the teacher")
     models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
     for model in models.values():

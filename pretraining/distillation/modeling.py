@@ -21,7 +21,7 @@ UNUSED_WEIGHTS = ("position_ids", "pooler", "seq_relationship")  # parts of a na
 # Dense bfloat16 operations a second, from the data sheets. The first name that is part of the device's name counts.
 DENSE_BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
-# A load report for a new head, or a progress bar for each file, says nothing to a user; errors of ours say what is missing.
+# Load reports and progress bars of transformers are of no use here; our errors name what is missing.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

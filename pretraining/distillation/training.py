@@ -85,7 +85,8 @@ def train(
     batches = make_batches(run, dataset)
     loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
     prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
-    distiller = Distiller(args, student, teacher, plan.matches, device, run.process.rank, run.process.world_size, batches)
+    rank, world_size = run.process.rank, run.process.world_size
+    distiller = Distiller(args, student, teacher, plan.matches, device, rank=rank, world_size=world_size, batches=batches)
     optimizer = make_optimizer(distiller.module, args)
     scheduler = make_scheduler(optimizer, args)
     if state:
