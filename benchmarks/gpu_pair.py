@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.inputs import VOCABULARY, Data, load_data, sample_corpus, write_corpus_with_references, write_vocabulary
-from benchmarks.kernels import kernel_shares, synchronize
+from benchmarks.kernel_times import kernel_shares, synchronize
 from benchmarks.models import Models, build_models
 from benchmarks.ours import OurSide
 from benchmarks.peers import StockSide, stock_batch

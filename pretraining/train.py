@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.vocabulary)
 
-    # torch, transformers and TextBrewer take five seconds to import; the checks above need none of them.
+    # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
     from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
     from pretraining.distillation import checks
     from pretraining.distillation.checkpoint import check_identity, load_state, run_identity

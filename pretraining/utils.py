@@ -84,12 +84,12 @@ class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
 
 def positive_int(text: str) -> int:
     """A whole number above 0."""
-    return _checked(text, int, lambda value: value > 0, "must be a whole number above 0")
+    return _checked(text, _whole_number, lambda value: value > 0, "must be a whole number above 0")
 
 
 def non_negative_int(text: str) -> int:
     """A whole number, 0 or above."""
-    return _checked(text, int, lambda value: value >= 0, "must be a whole number, 0 or above")
+    return _checked(text, _whole_number, lambda value: value >= 0, "must be a whole number, 0 or above")
 
 
 def positive_float(text: str) -> float:
@@ -104,7 +104,7 @@ def share(text: str) -> float:
 
 def sequence_length(text: str) -> int:
     """Tokens of a sample, at least 4: [CLS], two tokens, [SEP]."""
-    return _checked(text, int, lambda value: value >= 4, "must be a whole number, 4 or above")
+    return _checked(text, _whole_number, lambda value: value >= 4, "must be a whole number, 4 or above")
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -113,6 +113,13 @@ def named_path(text: str) -> tuple[str, Path]:
     if not (path and re.fullmatch(r"[\w.+-]([\w .()+-]*[\w.()+-])?", name)):
         raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name has letters, digits, spaces and . _ - + ( ) only")
     return name, Path(path)
+
+
+def _whole_number(text: str) -> int:
+    """Digits alone; int() would also read +5, 1_0 and full-width digits."""
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError
+    return int(text)
 
 
 def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], bool], rule: str) -> Any:

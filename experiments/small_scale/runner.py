@@ -126,13 +126,14 @@ class Runner:
                 self._marker(name).touch()
                 self.note("done", name)
                 print(f"{_now()} {name} is done", flush=True)
-        for name, status in ended.items():
-            if status:
-                self.note("failed", name)
-                log = self._log(name)
-                message = f"{name} ended with status {status}: {last_line(log)} (log: {log}); fix it and run the same command again"
-                print(f"error: {message}", file=sys.stderr, flush=True)  # before the other jobs are stopped, which may take minutes
-                raise JobFailed(message, status)
+        failed = {name: status for name, status in ended.items() if status != 0}
+        for name in failed:
+            self.note("failed", name)
+        for name, status in failed.items():
+            log = self._log(name)
+            message = f"{name} ended with status {status}: {last_line(log)} (log: {log}); fix it and run the same command again"
+            print(f"error: {message}", file=sys.stderr, flush=True)  # before the other jobs are stopped, which may take minutes
+            raise JobFailed(message, status)
 
     def wait_for_any(self) -> dict[str, int]:
         """Waits until at least one running job has ended; returns the exit status of each that has.

@@ -141,7 +141,9 @@ def test_killed_without_projections_or_teacher_and_resumed(corpus, tmp_path):
 def test_a_half_written_scalar_does_no_harm(whole_run, corpus, tmp_path):
     directory = tmp_path / "run"
     interrupted_run(corpus.arguments(directory, keep_checkpoints=0), 6, die, Killed)
+    end = time.monotonic() + 60
     while [step for step, _ in tiny.scalars(directory)["scalar/learning_rate"]] != [1, 2, 3, 4, 5]:
+        assert time.monotonic() < end
         time.sleep(0.02)  # TensorBoard writes in a thread of its own
     written = next(directory.glob("events.out.tfevents.*"))
     written.write_bytes(written.read_bytes()[:-3])
@@ -245,9 +247,12 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(number, status, whol
 def test_a_signal_in_the_last_step_ends_the_run_as_well(whole_run, corpus, tmp_path, capsys):
     """After the last checkpoint nothing else may begin: neither an evaluation nor distill.sh's next stage."""
     directory = tmp_path / "run"
-    ended = interrupted_run(
-        corpus.arguments(directory, keep_checkpoints=0, do_eval="true"), STEPS, lambda _: os.kill(os.getpid(), signal.SIGTERM), SystemExit
-    )
+
+    def signal_in_the_forward_pass(distiller: Distiller) -> None:  # the processes have agreed by then not to stop after this step
+        distiller.module.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    arguments = corpus.arguments(directory, keep_checkpoints=0, do_eval="true")
+    ended = interrupted_run(arguments, STEPS, signal_in_the_forward_pass, SystemExit)
     assert ended.code == 143 and "stopped by SIGTERM after step 8" in capsys.readouterr().err
     assert not (directory / "eval.json").exists()
     assert_same_run(directory, whole_run)
@@ -472,15 +477,16 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_stands(accumulation, who
 
 
 def test_the_examples_named_are_those_of_the_step(corpus, tmp_path):
-    batches = []
+    batches, drawn = [], []
 
     def keep_and_spoil(distiller: Distiller) -> None:
         batches.append(distiller.batches)
+        distiller.module.register_forward_pre_hook(lambda module, inputs: drawn.append(inputs[0]))
         spoil(distiller)
 
     interrupted_run(corpus.arguments(tmp_path / "run"), 7, keep_and_spoil, UserError)
     named = json.loads((tmp_path / "run" / "nonfinite_step7.json").read_text())["examples"]
-    taken = batches[0][6]  # the one micro-batch of step 7
+    (taken,) = drawn  # the one micro-batch of step 7, as the loader gave it
     assert len(named) == len(taken["input_ids"]) == 8
     for index, ids, masked in zip(named, taken["input_ids"].numpy(), taken["masked_positions"].numpy()):
         row = batches[0].dataset[index]["input_ids"]
