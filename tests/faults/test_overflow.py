@@ -19,8 +19,8 @@ def in_float16(monkeypatch):
     """train.py refuses float16 without CUDA, for it is slow on a CPU; the loop itself does the same on both."""
     initialize = Distiller.__init__
 
-    def __init__(self, args, *rest):  # noqa: N807
-        initialize(self, dataclasses.replace(args, fp16=True), *rest)
+    def __init__(self, args, *rest, **named):  # noqa: N807
+        initialize(self, dataclasses.replace(args, fp16=True), *rest, **named)
 
     monkeypatch.setattr(Distiller, "__init__", __init__)
 
