@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +151,7 @@ class Corpus:
 
 
 def run_train(arguments: list[str], **callbacks: Any) -> None:
-    """``train.main()`` with these arguments and callbacks, in this process.
-
-    TensorBoard reads a run's files in the order of the seconds in their names; no real process starts within the second of the last.
-    """
-    output_dir = Path(arguments[arguments.index("--output_dir") + 1])
-    while any(int(path.name.split(".")[3]) >= int(time.time()) for path in output_dir.glob("events.out.tfevents.*")):
-        time.sleep(0.02)
+    """``train.main()`` with these arguments and callbacks, in this process."""
     train.main(arguments, **callbacks)
 
 

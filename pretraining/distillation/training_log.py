@@ -62,6 +62,7 @@ class TrainingLog:
             if start_step == 0:
                 for stale in self.output_dir.glob("events.out.tfevents.*"):
                     stale.unlink()
+            _wait_for_a_newer_file_name(self.output_dir)
             threading.excepthook = _ignore_failed_tensorboard_write
             with self.disk_full_as_user_error():
                 self.writer = SummaryWriter(args.output_dir, purge_step=start_step + 1 if start_step else None)
@@ -151,6 +152,14 @@ class TrainingLog:
             raise UserError(
                 f"{self.output_dir}: the TensorBoard scalars could not be written ({error.strerror}); free some space and resume"
             ) from None
+
+
+def _wait_for_a_newer_file_name(output_dir: Path) -> None:
+    """TensorBoard reads event files in the order of their names: whole seconds, host, process. The host's clock may be a little behind."""
+    newest = max((int(path.name.split(".")[3]) for path in output_dir.glob("events.out.tfevents.*")), default=0)
+    end = time.monotonic() + 10
+    while int(time.time()) <= newest and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _ignore_failed_tensorboard_write(failed: Any) -> None:
