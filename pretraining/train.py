@@ -6,6 +6,7 @@
 Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process a GPU. distill.sh holds the published recipes.
 """
 
+import time
 from typing import Any
 
 from pretraining.config import parse
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
         step_callback: ``step_callback(step, distiller)`` runs at the start of each step, on every process.
         save_callback: ``save_callback(directory)`` runs on rank 0 after each checkpoint is written.
     """
-    args = parse(argv)
+    start, args = time.time(), parse(argv)
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.vocabulary)
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     if args.check_only:
         return
     checkpoint = checks.check_resume(args)
-    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer)
+    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer, read_since=start if args.verify_data else 0.0)
     descriptions = {split: describe_shards(files[split], spec) for split in files}
     identity, state = {}, None
     if args.do_train:
@@ -52,10 +53,8 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
 
     # ---- build: the models first, because their weights may not fit and the shards may take hours
     student, teacher = load_models(args, plan, checkpoint)
-    datasets = {
-        split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
-        for split in files
-    }
+    building: dict[str, Any] = {"num_workers": args.preprocessing_num_workers, "progress": process.rank == 0}
+    datasets = {split: load_shards(files[split], spec, descriptions[split], **building, fill_last_row=split == "train") for split in files}
     run = Run(args, tokenizer, device, process)
     start_processes(run, checkpoint, identity)
     announce(run, student)

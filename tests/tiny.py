@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 from pretraining import train
+from pretraining.corpus.rows import Rows
 from pretraining.scripts.scalars import read_scalars
 
 logging.disable_progress_bar()
@@ -174,6 +175,12 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 def snapshot(directory: Path) -> dict[str, bytes]:
     """Every file below a directory with its content."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def all_rows(rows: Rows) -> dict[str, list[list]]:
+    """Every row of a corpus: ``input_ids`` and ``continues``."""
+    read = rows[list(range(len(rows)))]
+    return {name: [row.tolist() for row in column] for name, column in read.items()}
 
 
 def masked_tokens(batch: dict) -> np.ndarray:
