@@ -132,6 +132,14 @@ def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], 
     return value
 
 
+# ---------------------------------------------------------------- the machine
+
+
+def cores_per_process() -> int:
+    """Cores for each process of torchrun on this machine, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 # ---------------------------------------------------------------- progress
 
 
