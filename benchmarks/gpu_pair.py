@@ -21,7 +21,7 @@ from benchmarks.rows import Row, faster, rate, under
 from pretraining.corpus.batches import make_loader
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.distiller import Distiller
-from pretraining.scripts.timing import time_in_turn
+from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
 SEQUENCES = {"RBT6 -> H256": (3500, 5000), "RoBERTa -> RBT6": (1400, 1900)}  # a second: target, aim

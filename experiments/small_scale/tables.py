@@ -9,7 +9,7 @@ from experiments.small_scale.recipe import STUDENTS
 from finetuning.published import PUBLISHED, PUBLISHED_STAGES
 from finetuning.task_definitions import TASKS
 from pretraining.distillation.modeling import read_config
-from pretraining.scripts.tables import markdown_table
+from pretraining.reporting.tables import markdown_table
 
 TWO_STAGE = "(a) two-stage − one-stage"
 NARROW_DEEP = "(b) narrow-deep − wide-shallow"
