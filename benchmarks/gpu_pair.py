@@ -31,7 +31,7 @@ Side = TypeVar("Side", OurSide, StockSide)
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """How all pairs are measured.
 
     Attributes:
@@ -49,7 +49,7 @@ class Settings:
     tiny: bool
 
 
-def write_data(work: Path, settings: Settings) -> Data:
+def write_data(work: Path, settings: PairSettings) -> Data:
     """The sample corpus, repeated, without its last row, which is shorter than the others."""
     write_vocabulary(work / "bert", sample_corpus(), entries=0 if settings.tiny else VOCABULARY)
     tokenizer = load_tokenizer(work / "bert")
@@ -61,7 +61,7 @@ def write_data(work: Path, settings: Settings) -> Data:
 class GpuPair:
     """One pair of models and its data: builds either side, and a batch for it, at any batch size."""
 
-    def __init__(self, name: str, data: Data, settings: Settings, output_dir: str):
+    def __init__(self, name: str, data: Data, settings: PairSettings, output_dir: str):
         self.name, self.data, self.settings, self.output_dir = name, data, settings, output_dir
 
     def models(self) -> Models:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a run finishes its step, writes a checkpoint and ends
+
 # ---------------------------------------------------------------- errors
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.small_scale.intervals import mean_of
-from experiments.small_scale.recipe import SHAPE_OF, STUDENTS
+from experiments.small_scale.jobs import SHAPE_OF, STUDENTS
 from experiments.small_scale.settings import read_noted_settings
 from finetuning.task_definitions import TASKS
 from pretraining.corpus.files import read_json

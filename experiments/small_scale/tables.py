@@ -4,8 +4,8 @@ import statistics
 
 from experiments.small_scale.configs import encoder_parameters
 from experiments.small_scale.intervals import Difference, mean_std, paired_difference, unpaired_difference
+from experiments.small_scale.jobs import STUDENTS
 from experiments.small_scale.measured import KINDS, SINGLE, TRAINED, Experiment
-from experiments.small_scale.recipe import STUDENTS
 from finetuning.published import PUBLISHED, PUBLISHED_STAGES
 from finetuning.task_definitions import TASKS
 from pretraining.distillation.modeling import read_config

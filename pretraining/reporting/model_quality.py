@@ -20,7 +20,7 @@ BATCH_SIZE = 16
 FILLS = 5
 
 
-def load_models(directories: dict[str, Path], max_seq_length: int) -> dict[str, BertForMaskedLM]:
+def load_for_evaluation(directories: dict[str, Path], max_seq_length: int) -> dict[str, BertForMaskedLM]:
     """Loads the model directories, in eval mode on the CPU; checks first that all have enough positions."""
     for name, directory in directories.items():
         positions = require_model_directory(directory, name).max_position_embeddings

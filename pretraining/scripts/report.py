@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> None:
 
     # torch, transformers, datasets and matplotlib take four seconds to import; --help and the refusals above do not wait for them.
     from pretraining.corpus.shards import ShardSpec, load_shards
-    from pretraining.reporting.model_quality import evaluate_models, fill_table, how_evaluated, load_models, model_table
+    from pretraining.reporting.model_quality import evaluate_models, fill_table, how_evaluated, load_for_evaluation, model_table
     from pretraining.reporting.model_speed import batch_sizes, how_measured, measure_speeds
     from pretraining.reporting.plots import read_curves, training_figure
 
     curves = {name: read_curves(run) for name, run in args.runs.items()}
-    models = load_models(args.models, args.max_seq_length)
+    models = load_for_evaluation(args.models, args.max_seq_length)
     dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer))
 
     rows = batch_sizes()
