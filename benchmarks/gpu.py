@@ -32,14 +32,14 @@ def main(argv: list[str] | None = None) -> None:
     # torch, transformers and TextBrewer take seconds to import; --help and a wrong argument need none of them
     import torch
 
-    from benchmarks.gpu_pair import SEQUENCES, GpuPair, Settings, measure, write_data
+    from benchmarks.gpu_pair import SEQUENCES, GpuPair, PairSettings, measure, write_data
 
     cuda = torch.cuda.is_available()
     if not (cuda or args.tiny):
         raise UserError("no GPU here; --tiny runs the same with tiny shapes on the CPU")
     if args.tiny:
         args.batch_sizes, args.steps, args.rounds = [4, 4], 3, 1
-    settings = Settings(
+    settings = PairSettings(
         device=torch.device("cuda" if cuda else "cpu"),
         length=64 if args.tiny else 512,
         steps=args.steps,

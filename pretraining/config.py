@@ -114,7 +114,7 @@ class TrainingArguments:
     )
 
     @property
-    def vocabulary(self) -> str:
+    def tokenizer_directory(self) -> str:
         """The directory of the tokenizer; :meth:`check` refuses arguments without one."""
         return self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights or ""
 
@@ -138,7 +138,7 @@ class TrainingArguments:
             raise UserError("--matches needs a teacher: give --teacher_name_or_path")
         if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
             raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
-        if not self.vocabulary:
+        if not self.tokenizer_directory:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretraining.scripts.runner import CommandRunner
-from pretraining.scripts.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
+from pretraining.launching.runner import CommandRunner
+from pretraining.launching.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
 from pretraining.utils import ArgumentParser, non_negative_int, run_script, sequence_length
 
 

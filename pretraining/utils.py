@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a run finishes its step, writes a checkpoint and ends
+
 # ---------------------------------------------------------------- errors
 
 
@@ -113,6 +115,29 @@ def named_path(text: str) -> tuple[str, Path]:
     if not (path and re.fullmatch(r"[\w.+-]([\w .()+-]*[\w.()+-])?", name)):
         raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name has letters, digits, spaces and . _ - + ( ) only")
     return name, Path(path)
+
+
+class NamedPaths(argparse.Action):
+    """Stores ``NAME=PATH NAME=PATH ...`` as ``dict[str, Path]`` in the given order; refuses a name that occurs twice."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(type=named_path, nargs="+", **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        paths: dict[str, Path] = {}
+        for name, path in values:
+            if name in paths:
+                raise argparse.ArgumentError(self, f"{name}={path}: the name {name} occurs twice; choose another")
+            paths[name] = path
+        setattr(namespace, self.dest, paths)
+
+
+def output_directory(text: str) -> Path:
+    """A directory to write into; it does not need to exist yet."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a file, not a directory")
+    return path
 
 
 def _whole_number(text: str) -> int:

@@ -637,7 +637,7 @@ def test_nohup_keeps_the_run_alive(shell):
 
 BETWEEN = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 runner = CommandRunner()
 runner.run(["true"])
@@ -647,7 +647,7 @@ runner.run(["true"])
 """
 WHILE_STARTING = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 
 class Popen(subprocess.Popen):
