@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from pretraining.corpus.batches import STOP_SIGNALS
+from pretraining.utils import STOP_SIGNALS
 
 Batch = dict[str, torch.Tensor]
 
