@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from pretraining.corpus.masking import WholeWordMasker
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # SIGUSR1: Slurm will take the machine away
 
 
 class TrainingBatches:
