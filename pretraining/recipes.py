@@ -202,6 +202,7 @@ def build_stages(settings: Settings) -> list[Stage]:
         check = [*check, *matches, "--teacher_name_or_path", teacher_in_check]
         train = [*train, *matches, "--teacher_name_or_path", teacher]
     layers = recipe.first_layers.split() if recipe.first_layers else None
+    settings = replace(settings, master_port=settings.master_port + len(stages))  # not that of the first stage, which may still be ending
     return [*stages, make_stage(settings, recipe.student, settings.student_config, check=check, train=train, layers=layers)]
 
 
@@ -260,7 +261,7 @@ def launcher(settings: Settings) -> list[str]:
     if settings.processes == 1:
         return [settings.python]
     return [
-        *(settings.python, "-m", "torch.distributed.run"),
+        *(settings.python, "-m", "pretraining.launching.torchrun"),
         f"--nproc_per_node={settings.ngpu}",
         f"--nnodes={settings.nnodes}",
         f"--node_rank={settings.node_rank}",

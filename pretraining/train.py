@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     from pretraining.distillation import checks
     from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
     from pretraining.distillation.evaluation import evaluate_run
-    from pretraining.distillation.processes import Process, Run, end_processes, start_processes
+    from pretraining.distillation.processes import Process, Run, process_group, require_same_inputs
     from pretraining.distillation.training import announce, load_models, train
 
     # ---- check
@@ -60,16 +60,16 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
         for split in files
     }
     run = Run(args, tokenizer, device, process, compiled)
-    start_processes(run, checkpoint, identity)
-    announce(run, student)
+    with process_group(run):
+        require_same_inputs(run, checkpoint, identity)
+        announce(run, student)
 
-    # ---- train, evaluate
-    if args.do_train:
-        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
-        train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
-    if args.do_eval:
-        evaluate_run(run, student, teacher, datasets["dev"])
-    end_processes(run)
+        # ---- train, evaluate
+        if args.do_train:
+            callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+            train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
+        if args.do_eval:
+            evaluate_run(run, student, teacher, datasets["dev"])
 
 
 if __name__ == "__main__":
