@@ -21,8 +21,10 @@ class FakeCuda(TorchDispatchMode):
 
     Attributes:
         step: the current step; the user sets it.
-        reads: the steps in which the host read values: ``.item()``, ``bool()``, ``.tolist()``.
+        reads: the steps in which the host read values of the device: ``.item()``, ``bool()``, ``.tolist()``.
         blocking: the steps of copies between host and device that make the host wait; 0 is before the first.
+        waits: for each wait for an event, the step that recorded it and the step that waited.
+        early: the steps in which the host read what no event had told to have arrived.
         mixed: operators other than copies that got tensors of both devices, with the shapes of those on the host.
     """
 
@@ -33,6 +35,9 @@ class FakeCuda(TorchDispatchMode):
         self.reads: set[int] = set()
         self.blocking: set[int] = set()
         self.mixed: set[str] = set()
+        self.waits: set[tuple[int, int]] = set()
+        self.early: set[int] = set()
+        self.on_their_way: dict[int, torch.Tensor] = {}  # copies to the host that do not block, by their storage
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,12 +46,18 @@ class FakeCuda(TorchDispatchMode):
         if not wants_cuda and not any(isinstance(tensor, FakeTensor) for tensor in given):
             return function(*args, **kwargs)
         if function is torch.ops.aten._local_scalar_dense.default:
-            self.reads.add(self.step)
-            return torch.ones((), dtype=given[0].dtype).item()
+            return self._read(given[0])
         with self.tensors:
             result = function(*args, **kwargs)
         self._note(function, given, _tensors(result), non_blocking=_non_blocking(function, args, kwargs))
         return result
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        if tensor.is_cuda:
+            self.reads.add(self.step)
+        elif _storage(tensor) in self.on_their_way:
+            self.early.add(self.step)
+        return torch.ones((), dtype=tensor.dtype).item()
 
     def _note(self, function: Any, given: list[torch.Tensor], results: list[torch.Tensor], non_blocking: bool) -> None:
         name = function._schema.name.removeprefix("aten::")
@@ -57,6 +68,31 @@ class FakeCuda(TorchDispatchMode):
             self.mixed.add(f"{name} {[tuple(tensor.shape) for tensor in given if tensor.device.type == 'cpu']}")
         elif not non_blocking:
             self.blocking.add(self.step)
+        elif not results[0].is_cuda:
+            self.on_their_way[_storage(results[0])] = results[0]
+
+    def event(self, *args: Any, **options: Any) -> "Event":
+        """Stands for ``torch.cuda.Event``."""
+        return Event(self)
+
+
+class Event:
+    """Tells the host that the copies before it have arrived."""
+
+    def __init__(self, device: FakeCuda):
+        self.device = device
+
+    def record(self) -> None:
+        self.step, self.before = self.device.step, set(self.device.on_their_way)
+
+    def synchronize(self) -> None:
+        self.device.waits.add((self.step, self.device.step))
+        for storage in self.before:
+            self.device.on_their_way.pop(storage, None)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:
@@ -74,6 +110,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
     device = FakeCuda()
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False  # else autocast and GradScaler switch themselves off
     torch.cuda._lazy_init = lambda: None
+    torch.cuda.Event = device.event
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
     torch.cuda.get_device_name = lambda device=None: "NVIDIA H100 80GB HBM3"
     nn.Module._apply = _apply

@@ -42,10 +42,10 @@ def loop(chosen: setting.Setting, precision: str, compiled: bool = False, steps:
     saved: list[int] = []
     with tempfile.TemporaryDirectory() as directory, fake_cuda() as device, watched(device, seen):
         accumulation = {"train_batch_size": 2 * micro_batches, "gradient_accumulation_steps": micro_batches}
-        args = setting.arguments(Path(directory), steps=steps, compile=compiled, **accumulation, **HALF[precision])
+        args = setting.arguments(Path(directory), steps=steps, **accumulation, **HALF[precision])
         with device.tensors:
             models = setting.build_models(chosen)
-        distiller = setting.build_distiller(chosen, models, args, CUDA)
+        distiller = setting.build_distiller(chosen, models, args, CUDA, compiled)
         parameters = dict(distiller.module.named_parameters())
         missing = watch_gradients(parameters, seen["gradients"])
 
@@ -63,6 +63,8 @@ def loop(chosen: setting.Setting, precision: str, compiled: bool = False, steps:
             "saved": saved,
             "reads": sorted(device.reads),
             "blocking": sorted(device.blocking),
+            "waits": sorted(device.waits),
+            "early": sorted(device.early),
             "mixed": sorted(device.mixed),
         }
 

@@ -9,8 +9,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 from pretraining import matches
 from pretraining.config import TrainingArguments
-from pretraining.distillation.distiller import Distiller, make_optimizer, make_scheduler
+from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.modeling import build_student, half_dtype, prepare_models, read_config
+from pretraining.distillation.optimizer import make_optimizer, make_scheduler
 
 PRETRAINING = Path(matches.__file__).parent
 VOCABULARY, LENGTH, MASKED = 512, 64, 10
@@ -83,11 +84,13 @@ def build_models(setting: Setting) -> tuple[BertForMaskedLM, BertForMaskedLM | N
     return student, build_student(setting.teacher, None, attentions) if setting.teacher is not None else None
 
 
-def build_distiller(setting: Setting, models: Any, args: TrainingArguments, device: torch.device, **options: Any) -> Distiller:
+def build_distiller(
+    setting: Setting, models: Any, args: TrainingArguments, device: torch.device, compiled: bool = False, **options: Any
+) -> Distiller:
     """Prepares the models as training.train does; ``options`` are Distiller's: rank, world_size, batches."""
     student, teacher = models
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
-    return Distiller(args, student, teacher, setting.matches, device, **options)
+    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=compiled, cpu_kernels=args.cpu_kernels)
+    return Distiller(args, student, teacher, setting.matches, device, compiled=compiled, **options)
 
 
 def train(
@@ -95,7 +98,7 @@ def train(
 ) -> torch.optim.Optimizer:
     """``Distiller.train`` to the last step of its arguments; returns its optimizer."""
     args = distiller.args
-    optimizer = make_optimizer(distiller.module, args)
+    optimizer = make_optimizer(distiller.module.student, distiller.module.projections, args)
     scheduler = make_scheduler(optimizer, args)
     options = {"scheduler": scheduler, "num_steps": args.num_train_steps, "max_grad_norm": 1.0, "callback": callback}
     distiller.train(optimizer, batches, step_callback=step_callback, **options)
