@@ -56,9 +56,9 @@ def of_mapping(name: str) -> Setting:
     return Setting(*configs, matches.get_matches([name], *configs))
 
 
-def of_kind(feature: str, loss: str, projection: bool) -> Setting:
-    """Two tiny models of one layer, which is matched."""
-    sizes = (32, 48) if projection else (48, 48)
+def of_kind(feature: str, loss: str, projection: bool, sizes: tuple[int, int] = (32, 48)) -> Setting:
+    """Two models of one layer, which is matched; without a projection both have the teacher's size."""
+    sizes = sizes if projection else (sizes[1], sizes[1])
     pairs = matches.evenly(1, 1)
     entries = matches.hidden(loss, pairs, sizes if projection else None) if feature == "hidden" else matches.attention(loss, 1, 1)
     return Setting(config(1, sizes[0], 4), config(1, sizes[1], 4), entries)
@@ -94,11 +94,17 @@ def build_distiller(
 
 
 def train(
-    distiller: Distiller, batches: Iterator[dict], callback: Callable = lambda step, state: None, step_callback: Callable | None = None
+    distiller: Distiller,
+    batches: Iterator[dict],
+    callback: Callable = lambda step, state: None,
+    step_callback: Callable | None = None,
+    before_update: Callable | None = None,
 ) -> torch.optim.Optimizer:
-    """``Distiller.train`` to the last step of its arguments; returns its optimizer."""
+    """``Distiller.train`` to the last step of its arguments; ``before_update`` runs before each update. Returns its optimizer."""
     args = distiller.args
     optimizer = make_optimizer(distiller.module.student, distiller.module.projections, args)
+    if before_update is not None:
+        optimizer.register_step_pre_hook(before_update)
     scheduler = make_scheduler(optimizer, args)
     options = {"scheduler": scheduler, "num_steps": args.num_train_steps, "max_grad_norm": 1.0, "callback": callback}
     distiller.train(optimizer, batches, step_callback=step_callback, **options)
