@@ -55,19 +55,14 @@ cases: groups.Cases = {**quick, **slow, **evaluations}
 
 
 @pytest.fixture(scope="session")
-def quick_report(fake_cuda_library, tmp_path_factory) -> dict[str, Any]:
-    return groups.run({**quick, **evaluations}, tmp_path_factory.mktemp("loops") / "quick", fake_cuda_library)
-
-
-@pytest.fixture(scope="session")
-def slow_report(fake_cuda_library, tmp_path_factory) -> dict[str, Any]:
-    return groups.run(slow, tmp_path_factory.mktemp("loops") / "slow", fake_cuda_library)
+def loop_report(request, fake_cuda_library, tmp_path_factory) -> dict[str, Any]:
+    return groups.run(groups.collected(request.session, cases), tmp_path_factory.mktemp("loop"), fake_cuda_library)
 
 
 @pytest.fixture
-def result(request) -> dict[str, Any]:
+def result(request, loop_report) -> dict[str, Any]:
     """What the case of this name returned, and its arguments."""
-    found = request.getfixturevalue("slow_report" if request.param in slow else "quick_report")[request.param]
+    found = loop_report[request.param]
     assert "error" not in found, found["error"]
     return {"arguments": cases[request.param][1], **found}
 

@@ -17,19 +17,14 @@ many: groups.Cases = {f"first of {processes}": ("first_of", {"processes": proces
 
 
 @pytest.fixture(scope="session")
-def quick_report(tmp_path_factory) -> dict[str, Any]:
-    return groups.run({QUICK: two[QUICK], **many}, tmp_path_factory.mktemp("processes") / "quick")
-
-
-@pytest.fixture(scope="session")
-def slow_report(tmp_path_factory) -> dict[str, Any]:
-    return groups.run({name: two[name] for name in SLOW}, tmp_path_factory.mktemp("processes") / "slow")
+def process_report(request, tmp_path_factory) -> dict[str, Any]:
+    return groups.run(groups.collected(request.session, {**two, **many}), tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture
-def result(request) -> dict[str, Any]:
+def result(request, process_report) -> dict[str, Any]:
     """What the case of this name returned."""
-    found = request.getfixturevalue("slow_report" if request.param in SLOW else "quick_report")[request.param]
+    found = process_report[request.param]
     assert "error" not in found, found["error"]
     return {"name": request.param, **found}
 
