@@ -109,6 +109,16 @@ def sequence_length(text: str) -> int:
     return _checked(text, _whole_number, lambda value: value >= 4, "must be a whole number, 4 or above")
 
 
+def random_seed(text: str) -> int:
+    """A seed for torch and NumPy."""
+    return _checked(text, _whole_number, lambda value: value < 1 << 63, "must be a whole number from 0 to 2**63 - 1")
+
+
+def network_port(text: str) -> int:
+    """A TCP port."""
+    return _checked(text, _whole_number, lambda value: 0 < value < 1 << 16, "must be a whole number from 1 to 65535")
+
+
 def named_path(text: str) -> tuple[str, Path]:
     """``NAME=PATH``; the name is safe in Markdown and in file names."""
     name, _, path = text.partition("=")
