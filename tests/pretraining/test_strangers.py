@@ -1,14 +1,15 @@
 """Files of strangers that escaped the fuzz test (``tests/faults/test_fuzz.py``) before they were refused in one line."""
 
 import json
-import re
 
 import pytest
 
-from pretraining.corpus.files import TextAndRefs
+from pretraining.corpus.files import TextAndRefs, read_data_json
+from pretraining.corpus.segmenter import read_ltp_directory
 from pretraining.corpus.tokens import read_token_blocks
 from pretraining.utils import UserError
 from tests import tiny
+from tests.workplace import command_line, run_here
 
 
 def test_references_that_end_before_their_text(tiny_tokenizer, tmp_path):
@@ -17,3 +18,31 @@ def test_references_that_end_before_their_text(tiny_tokenizer, tmp_path):
     refs.write_text("".join(refs.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"text.refs: has fewer lines than .*text.txt; make it again with run_chinese_ref.py$"):
         list(read_token_blocks(TextAndRefs(tmp_path / "text.txt", refs), tiny_tokenizer))
+
+
+TOO_LONG = "今" * 400
+REFERENCES = "run_chinese_ref.py"
+
+
+def test_a_text_whose_name_is_too_long(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"train": {"train_files": [f"{TOO_LONG}.txt"], "train_ref_files": ["a.refs"]}}))
+    with pytest.raises(UserError, match=r"今\.txt: cannot be opened \(File name too long; a text file of .*data.json\)$"):
+        read_data_json(path)
+
+
+@pytest.mark.parametrize("name", ["/", "..", ".", "a/..", "a\0b", "\ud800", "", None, 3])
+@pytest.mark.parametrize("key", ["train_files", "train_ref_files"])
+def test_a_name_that_no_file_can_have(key, name, work, capfd):
+    """run_chinese_ref.py would find out about some of them when it writes the references."""
+    data = json.loads((work / "data.json").read_text())
+    data["train"][key][0] = name
+    (work / "data.json").write_text(json.dumps(data))
+    ended = run_here(REFERENCES, command_line(REFERENCES), work, capfd)
+    assert (ended.status, ended.err) == (2, f'error: data.json: "{key}" must be a list of file names\n')
+
+
+def test_an_ltp_config_that_names_a_file_with_a_name_too_long(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"nerual": False, "tasks": {"cws": TOO_LONG}}))
+    with pytest.raises(UserError, match=r"今: cannot be opened \(File name too long; "):
+        read_ltp_directory(tmp_path)
