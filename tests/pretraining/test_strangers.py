@@ -6,6 +6,7 @@ import pytest
 
 from pretraining.corpus.files import TextAndRefs, read_data_json
 from pretraining.corpus.segmenter import read_ltp_directory
+from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.corpus.tokens import read_token_blocks
 from pretraining.utils import UserError
 from tests import tiny
@@ -46,3 +47,14 @@ def test_an_ltp_config_that_names_a_file_with_a_name_too_long(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"nerual": False, "tasks": {"cws": TOO_LONG}}))
     with pytest.raises(UserError, match=r"今: cannot be opened \(File name too long; "):
         read_ltp_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"model_max_length": "512"}, {"model_max_length": [512]}, {"truncation_side": "up"}, {"padding_side": 3}]
+)
+def test_tokenizer_settings_of_a_wrong_type(settings, tmp_path):
+    """The library notices some of them at the first text only."""
+    tiny.write_vocabulary(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
+    with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read \(.*\); remove them$"):
+        load_tokenizer(tmp_path)
