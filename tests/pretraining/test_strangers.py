@@ -8,6 +8,7 @@ from pretraining.corpus.files import TextAndRefs, read_data_json
 from pretraining.corpus.segmenter import read_ltp_directory
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.corpus.tokens import read_token_blocks
+from pretraining.distillation.modeling import read_config
 from pretraining.utils import UserError
 from tests import tiny
 from tests.workplace import command_line, run_here
@@ -22,7 +23,7 @@ def test_references_that_end_before_their_text(tiny_tokenizer, tmp_path):
 
 
 TOO_LONG = "今" * 400
-REFERENCES = "run_chinese_ref.py"
+REFERENCES, TRAIN = "run_chinese_ref.py", "train.py"
 
 
 def test_a_text_whose_name_is_too_long(tmp_path):
@@ -58,3 +59,31 @@ def test_tokenizer_settings_of_a_wrong_type(settings, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings}))
     with pytest.raises(UserError, match=r"tokenizer_config.json cannot be read \(.*\); remove them$"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"chunk_size_feed_forward": 256}, "has another chunk_size_feed_forward than 0, with which it cannot be trained; remove it"),
+        ({"return_dict": False}, "has another return_dict than true, with which it cannot be trained; remove it"),
+        ({"output_hidden_states": "yes"}, "needs true or false for output_hidden_states"),
+        ({"output_attentions": 1}, "needs true or false for output_attentions"),
+        ({"initializer_range": -0.02}, "has no number of 0 or above for initializer_range"),
+        ({"layer_norm_eps": float("nan")}, "has no number of 0 or above for layer_norm_eps"),
+        ({"num_hidden_layers": 2**31}, "needs a whole number up to 1000 for num_hidden_layers"),
+        ({"num_labels": 2**31}, "needs a whole number up to 1000000 for num_labels"),
+        ({"max_position_embeddings": 2**40}, r"asks for [\d,]+ parameters; at most 10,000,000,000 are possible"),
+    ],
+)
+def test_a_student_that_could_be_read_but_not_trained(values, message, tmp_path):
+    (tmp_path / "student.json").write_text(json.dumps({**tiny.config(60, 2, 16, 2), **values}))
+    with pytest.raises(UserError, match=f"student.json: the student {message}$"):
+        read_config(tmp_path / "student.json", "the student")
+
+
+def test_a_student_whose_config_asks_for_attentions_is_trained_and_saved(work, capfd):
+    """Its first checkpoint ended in a traceback: the library saves no model that asks for what its attention cannot return."""
+    (work / "student.json").write_text(json.dumps({**json.loads((work / "student.json").read_text()), "output_attentions": True}))
+    ended = run_here(TRAIN, command_line(TRAIN), work, capfd)
+    assert ended.status == 0, ended.err
+    assert (work / "run" / "gs4" / "model.safetensors").is_file()
