@@ -32,6 +32,7 @@ FREE_TO_CHANGE = {
     "train_batch_size",
     "gradient_accumulation_steps",
     "cpu_kernels",
+    "compile",
 }
 
 
@@ -93,7 +94,9 @@ class TrainingArguments:
     # ---- how it is computed
     fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher entirely in float16; needs CUDA")
     bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher entirely in bfloat16; CUDA or CPU")
-    compile: bool = argument(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
+    compile: Literal["auto", "yes", "no"] = argument(
+        default="auto", help="torch.compile over student, teacher and loss; auto: on a GPU, where there is a C compiler"
+    )
     no_cuda: bool = argument(default=False, help="use the CPU even where there is a GPU")
     cpu_kernels: bool = argument(default=True, help="on a CPU, use the faster kernels of distillation/cpu.py; false: torch's own")
 
@@ -111,7 +114,7 @@ class TrainingArguments:
     )
 
     @property
-    def vocabulary(self) -> str:
+    def tokenizer_directory(self) -> str:
         """The directory of the tokenizer; :meth:`check` refuses arguments without one."""
         return self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights or ""
 
@@ -135,7 +138,7 @@ class TrainingArguments:
             raise UserError("--matches needs a teacher: give --teacher_name_or_path")
         if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
             raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
-        if not self.vocabulary:
+        if not self.tokenizer_directory:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:

@@ -40,7 +40,7 @@ lr=${lr:-4e-4}
 temperature=${temperature:-8}
 seed=${seed:-1337}
 precision=${precision:-bf16}                          # bf16, fp16 (older GPUs) or fp32
-compile=${compile:-no}                                # yes: torch.compile
+compile=${compile:-auto}                              # torch.compile: auto (on a GPU with a C compiler), yes or no
 workers=${workers:-$(getconf _NPROCESSORS_ONLN)}      # threads that tokenise
 python=${python:-python}
 

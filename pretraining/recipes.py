@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretraining.scripts.runner import CommandRunner
-from pretraining.scripts.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
+from pretraining.launching.runner import CommandRunner
+from pretraining.launching.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
 from pretraining.utils import ArgumentParser, non_negative_int, run_script, sequence_length
 
 
@@ -80,7 +80,7 @@ class Settings:
     temperature: str = variable(str, "8")
     seed: str = variable(str, "1337")
     precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}), "bf16")
-    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}), "no")
+    compile: list[str] = variable(partial(flags_of, {"auto": [], "yes": ["--compile", "yes"], "no": ["--compile", "no"]}), "auto")
     workers: int = variable(count, str(os.cpu_count() or 1))
     python: str = variable(str, "python")
     # ---- the recipe's models

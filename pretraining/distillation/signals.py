@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from pretraining.corpus.batches import STOP_SIGNALS
+from pretraining.utils import STOP_SIGNALS
 
 
 class StopRequest:

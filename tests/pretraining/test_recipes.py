@@ -170,7 +170,7 @@ def test_the_published_values_are_the_defaults(defaults):
         "temperature": "8",
         "seed": "1337",
         "precision": "bf16",
-        "compile": "no",
+        "compile": "auto",
         "workers": "3",
         "python": "python",
         "ta_config": "./distill_configs/distill_rbt6.json",
@@ -215,7 +215,7 @@ def test_python_may_be_a_word(shell):
 DEFAULTS_OF_H256 = """==== h256, with these settings:
   teacher=./pretrained_model_path/RoBERTa  json_files=./jsons/data.json  data_cache_dir=./dataset/shards  saves=./saves
   ngpu=1  nnodes=1  node_rank=0  master_addr=127.0.0.1  master_port=29500  train_steps=100000  save_steps=10000
-  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=1337  precision=bf16  compile=no
+  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=1337  precision=bf16  compile=auto
   workers={cpus}  python=python  ta_config=./distill_configs/distill_rbt6.json  ta_layers='0 2 4 7 9 11'
   ta_matches=L6_hidden_mse  student_config=./distill_configs/MiniRBT-h256.json  student_matches=L6h256_rbt6_hidden_mse
 not the default: {changed}"""
@@ -370,16 +370,16 @@ def test_several_processes_are_started_by_torchrun(recipe, defaults):
 @pytest.mark.parametrize(
     ("precision", "compiled", "flags"),
     [
-        ("bf16", "no", ["--bf16"]),
-        ("fp16", "no", ["--fp16"]),
-        ("fp32", "no", []),
-        ("bf16", "yes", ["--bf16", "--compile"]),
-        ("fp32", "yes", ["--compile"]),
+        ("bf16", "auto", ["--bf16"]),
+        ("fp16", "no", ["--fp16", "--compile", "no"]),
+        ("fp32", "auto", []),
+        ("bf16", "yes", ["--bf16", "--compile", "yes"]),
+        ("fp32", "yes", ["--compile", "yes"]),
     ],
 )
 def test_precision_and_compile(precision, compiled, flags, defaults):
     for stage in recipes.build_stages(settings_of(defaults, precision=precision, compile=compiled)):
-        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile")] == flags
+        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile", "yes", "no")] == flags
         assert stage.train[len(stage.train) - len(flags) :] == flags
         assert stage.check[len(stage.check) - len(flags) - 1 :] == [*flags, "--check_only"]
 
@@ -442,7 +442,7 @@ REFUSED = [
         "distill.sh: forward_batch=3: does not divide the 8 samples of a process and step",
     ),
     ({"precision": "int8"}, "distill.sh: precision=int8: choose bf16, fp16 or fp32"),
-    ({"compile": "1"}, "distill.sh: compile=1: choose yes or no"),
+    ({"compile": "1"}, "distill.sh: compile=1: choose auto, yes or no"),
 ]
 
 
@@ -637,7 +637,7 @@ def test_nohup_keeps_the_run_alive(shell):
 
 BETWEEN = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 runner = CommandRunner()
 runner.run(["true"])
@@ -647,7 +647,7 @@ runner.run(["true"])
 """
 WHILE_STARTING = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 
 class Popen(subprocess.Popen):

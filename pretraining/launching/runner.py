@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 
+from pretraining.utils import STOP_SIGNALS
+
 
 class CommandRunner:
     """Runs commands one after another; a stop signal or a failed command ends this process.
@@ -14,7 +16,7 @@ class CommandRunner:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.stop_signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self.stop)
 
