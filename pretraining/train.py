@@ -6,6 +6,7 @@
 Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process a GPU. distill.sh holds the published recipes.
 """
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from pretraining.config import TrainingArguments, parse
 from pretraining.corpus.files import TextAndRefs, read_training_files
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.utils import run_script
+from pretraining.utils import cores_per_process, run_script
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,9 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     """
     args = parse(argv)
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
-    tokenizer = load_tokenizer(args.vocabulary)
+    tokenizer = load_tokenizer(args.tokenizer_directory)
 
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores_per_process()))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
     from pretraining.distillation import checks
     from pretraining.distillation.processes import Process
@@ -41,12 +43,14 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     process = Process.from_environment()
     plan = checks.check_models(args, tokenizer)
     device = checks.check_device(args, process)
+    compiled = checks.check_compile(args, device, process)
     checks.check_output_dir(args)
     if args.check_only:
         return
     is_writer = args.do_train and process.rank == 0
     with exclusive(Path(args.output_dir) / ".lock", f"--output_dir {args.output_dir}") if is_writer else nullcontext():
-        run_checked(args, files, tokenizer, plan, device, process, step_callback=step_callback, save_callback=save_callback)
+        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+        run_checked(args, files, tokenizer, plan, device, process, compiled, **callbacks)
 
 
 def run_checked(
@@ -56,6 +60,7 @@ def run_checked(
     plan: "ModelPlan",
     device: "torch.device",
     process: "Process",
+    compiled: bool,
     *,
     step_callback: Any,
     save_callback: Any,
@@ -65,7 +70,7 @@ def run_checked(
     from pretraining.distillation import checks
     from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
     from pretraining.distillation.evaluation import evaluate_run
-    from pretraining.distillation.processes import Run, end_processes, start_processes
+    from pretraining.distillation.processes import Run, process_group, require_same_inputs
     from pretraining.distillation.training import announce, load_models, train
 
     checkpoint = checks.check_resume(args)
@@ -84,17 +89,17 @@ def run_checked(
         split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
         for split in files
     }
-    run = Run(args, tokenizer, device, process)
-    start_processes(run, checkpoint, identity)
-    announce(run, student)
+    run = Run(args, tokenizer, device, process, compiled)
+    with process_group(run):
+        require_same_inputs(run, checkpoint, identity)
+        announce(run, student)
 
-    # ---- train, evaluate
-    if args.do_train:
-        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
-        train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
-    if args.do_eval:
-        evaluate_run(run, student, teacher, datasets["dev"])
-    end_processes(run)
+        # ---- train, evaluate
+        if args.do_train:
+            callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+            train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
+        if args.do_eval:
+            evaluate_run(run, student, teacher, datasets["dev"])
 
 
 if __name__ == "__main__":

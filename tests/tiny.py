@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 from pretraining import train
-from pretraining.scripts.scalars import read_scalars
+from pretraining.reporting.scalars import read_scalars
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # for models this small a second thread only waits, and it waits busily
