@@ -25,6 +25,7 @@ from pretraining.distillation.losses import hard_label_adaptor, kd_ce_loss, mask
 from pretraining.distillation.modeling import flops_utilization, half_dtype, masked_lm_outputs, training_flops_per_sample
 from pretraining.distillation.signals import StopRequest, exit_stopped
 from pretraining.distillation.training_log import Step, TrainingLog
+from pretraining.distillation.training_state import restore_state
 from pretraining.distillation.upcoming import Batch, UpcomingStep
 from pretraining.utils import UserError, progress_bar
 
@@ -161,13 +162,14 @@ class Distiller(GeneralDistiller):
         self.start_step = 0
         self.stop = StopRequest()
 
-    def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already."""
+    def restore(self, state: dict[str, Any], optimizer: torch.optim.AdamW, scheduler: Any) -> None:
+        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already.
+
+        Raises:
+            UserError: as ``restore_state``.
+        """
+        restore_state(state, self.module.projections, optimizer, scheduler, self.scaler)
         self.start_step = state["step"]
-        self.module.projections.load_state_dict(state["projections"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
 
     def train(
         self,
