@@ -37,7 +37,7 @@ class PairSettings:
     Attributes:
         length: tokens of a sample.
         steps: optimizer steps of a round of the training loop.
-        compile: as train.py --compile.
+        compiled: torch.compile runs over student, teacher and loss.
         tiny: models an eighth as wide, and the sample corpus once.
     """
 
@@ -45,7 +45,7 @@ class PairSettings:
     length: int
     steps: int
     rounds: int
-    compile: bool
+    compiled: bool
     tiny: bool
 
 
@@ -73,7 +73,7 @@ class GpuPair:
             self.settings.device,
             self.output_dir,
             bf16=True,
-            compile=self.settings.compile,
+            compiled=self.settings.compiled,
             num_train_steps=self.settings.steps,
             ckpt_steps=self.settings.steps,
             train_batch_size=size,

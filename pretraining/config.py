@@ -32,6 +32,7 @@ FREE_TO_CHANGE = {
     "train_batch_size",
     "gradient_accumulation_steps",
     "cpu_kernels",
+    "compile",
 }
 
 
@@ -93,7 +94,9 @@ class TrainingArguments:
     # ---- how it is computed
     fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher entirely in float16; needs CUDA")
     bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher entirely in bfloat16; CUDA or CPU")
-    compile: bool = argument(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
+    compile: Literal["auto", "yes", "no"] = argument(
+        default="auto", help="torch.compile over student, teacher and loss; auto: on a GPU, where there is a C compiler"
+    )
     no_cuda: bool = argument(default=False, help="use the CPU even where there is a GPU")
     cpu_kernels: bool = argument(default=True, help="on a CPU, use the faster kernels of distillation/cpu.py; false: torch's own")
 

@@ -98,7 +98,7 @@ class Settings:
     temperature: str = variable(partial(text_of, positive_float), "8")
     seed: str = variable(partial(text_of, random_seed), "10236797")
     precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}), "bf16")
-    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}), "no")
+    compile: list[str] = variable(partial(flags_of, {"auto": [], "yes": ["--compile", "yes"], "no": ["--compile", "no"]}), "auto")
     workers: int = variable(count, str(os.cpu_count() or 1))
     python: str = variable(str, "python")
     # ---- the recipe's models

@@ -6,12 +6,13 @@
 Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process a GPU. distill.sh holds the published recipes.
 """
 
+import os
 from typing import Any
 
 from pretraining.config import parse
 from pretraining.corpus.files import read_training_files
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.utils import run_script
+from pretraining.utils import cores_per_process, run_script
 
 
 def main(argv: list[str] | None = None, step_callback: Any = None, save_callback: Any = None) -> None:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.tokenizer_directory)
 
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores_per_process()))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
     from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
     from pretraining.distillation import checks
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     process = Process.from_environment()
     plan = checks.check_models(args, tokenizer)
     device = checks.check_device(args, process)
+    compiled = checks.check_compile(args, device, process)
     checks.check_output_dir(args)
     if args.check_only:
         return
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
         split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
         for split in files
     }
-    run = Run(args, tokenizer, device, process)
+    run = Run(args, tokenizer, device, process, compiled)
     start_processes(run, checkpoint, identity)
     announce(run, student)
 

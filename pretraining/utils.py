@@ -44,6 +44,7 @@ def run_script(main: Callable[[], None]) -> None:
         print("error:", " ".join(text.split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break off the end of the process, with a traceback
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
@@ -165,6 +166,14 @@ def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], 
     if value is None or not accepts(value):
         raise argparse.ArgumentTypeError(f"{text}: {rule}")
     return value
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def cores_per_process() -> int:
+    """Cores for each process of torchrun on this machine, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 # ---------------------------------------------------------------- progress

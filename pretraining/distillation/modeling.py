@@ -38,7 +38,11 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
         ``attentions`` (layers of (batch, heads, length, length)).
     """
     encoded = model.bert(
-        batch["input_ids"], attention_mask=batch.get("attention_mask"), output_hidden_states=hidden_states, output_attentions=attentions
+        batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
+        token_type_ids=torch.zeros_like(batch["input_ids"][:1]),  # one row for all: its gradient is one sum, not an atomic add per token
+        output_hidden_states=hidden_states,
+        output_attentions=attentions,
     )
     states = encoded.last_hidden_state
     picked = states.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, states.size(-1)))

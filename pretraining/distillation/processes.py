@@ -32,12 +32,14 @@ class Run(NamedTuple):
     Attributes:
         tokenizer: transformers.BertTokenizer.
         device: of this process.
+        compiled: torch.compile runs over student, teacher and loss.
     """
 
     args: TrainingArguments
     tokenizer: Any
     device: torch.device
     process: Process
+    compiled: bool
 
 
 def start_processes(run: Run, checkpoint: Path | None, identity: dict[str, Any]) -> None:

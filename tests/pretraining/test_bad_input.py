@@ -640,7 +640,7 @@ RECIPES = [
     Case("a machine that is not counted", "node_rank=1 & nnodes=1", changes={"node_rank": "1"}),
     Case("a negative machine", "node_rank=-1", changes={"node_rank": "-1"}),
     Case("an unknown precision", "precision=int8", changes={"precision": "int8"}),
-    Case("compile neither yes nor no", "compile=1", changes={"compile": "1"}),
+    Case("compile none of its words", "compile=1", changes={"compile": "1"}),
     Case("no such python", "python=no_such_python", changes={"python": "no_such_python"}),
     Case("a port beyond the last", "master_port=65536", changes={"master_port": "65536"}),
     Case("a learning rate in words", "lr=fast: must be a number above 0", changes={"lr": "fast"}),

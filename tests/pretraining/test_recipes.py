@@ -26,7 +26,7 @@ FAKE_PYTHON = """#!{python} -SE
 import json, os, signal, sys, time
 
 words = sys.argv[1:]
-if words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
+if words[0] == "-c" or words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
     os.execv("{python}", ["{python}", *words])
 
 
@@ -170,7 +170,7 @@ def test_the_published_values_are_the_defaults(defaults):
         "temperature": "8",
         "seed": "10236797",
         "precision": "bf16",
-        "compile": "no",
+        "compile": "auto",
         "workers": "3",
         "python": "python",
         "ta_config": "./distill_configs/distill_rbt6.json",
@@ -215,7 +215,7 @@ def test_python_may_be_a_word(shell):
 DEFAULTS_OF_H256 = """==== h256, with these settings:
   teacher=./pretrained_model_path/RoBERTa  json_files=./jsons/data.json  data_cache_dir=./dataset/shards  saves=./saves
   ngpu=1  nnodes=1  node_rank=0  master_addr=127.0.0.1  master_port=29500  train_steps=100000  save_steps=10000
-  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=10236797  precision=bf16  compile=no
+  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=10236797  precision=bf16  compile=auto
   workers={cpus}  python=python  ta_config=./distill_configs/distill_rbt6.json  ta_layers='0 2 4 7 9 11'
   ta_matches=L6_hidden_mse  student_config=./distill_configs/MiniRBT-h256.json  student_matches=L6h256_rbt6_hidden_mse
 not the default: {changed}"""
@@ -353,16 +353,16 @@ def test_several_processes_are_started_by_torchrun(recipe, defaults):
 @pytest.mark.parametrize(
     ("precision", "compiled", "flags"),
     [
-        ("bf16", "no", ["--bf16"]),
-        ("fp16", "no", ["--fp16"]),
-        ("fp32", "no", []),
-        ("bf16", "yes", ["--bf16", "--compile"]),
-        ("fp32", "yes", ["--compile"]),
+        ("bf16", "auto", ["--bf16"]),
+        ("fp16", "no", ["--fp16", "--compile", "no"]),
+        ("fp32", "auto", []),
+        ("bf16", "yes", ["--bf16", "--compile", "yes"]),
+        ("fp32", "yes", ["--compile", "yes"]),
     ],
 )
 def test_precision_and_compile(precision, compiled, flags, defaults):
     for stage in recipes.build_stages(settings_of(defaults, precision=precision, compile=compiled)):
-        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile")] == flags
+        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile", "yes", "no")] == flags
         assert stage.train[len(stage.train) - len(flags) :] == flags
         assert stage.check[len(stage.check) - len(flags) - 1 :] == [*flags, "--check_only"]
 
@@ -441,7 +441,7 @@ REFUSED = [
     ({"lr": "-1e-4"}, "distill.sh: lr=-1e-4: must be a number above 0"),
     *(({"seed": seed}, rf"distill.sh: seed={seed}: must be a whole number from 0 to 2\*\*63 - 1") for seed in ("-1", "x", str(1 << 63))),
     ({"precision": "int8"}, "distill.sh: precision=int8: choose bf16, fp16 or fp32"),
-    ({"compile": "1"}, "distill.sh: compile=1: choose yes or no"),
+    ({"compile": "1"}, "distill.sh: compile=1: choose auto, yes or no"),
 ]
 
 
@@ -539,6 +539,38 @@ def test_a_refusal_is_one_line_and_starts_nothing(shell):
     assert ended == (2, "", "error: distill.sh: train_step=10: no such variable; did you mean train_steps=…?\n", [])
     ended = shell.run("h256", python="no_such_python")
     assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_head_of_distill_sh_and_its_variables(word, shell):
+    ended = shell.run(word)
+    assert (ended.status, ended.err, ended.noted) == (0, "", [])
+    assert ended.out.startswith("Distils a student by one of the published recipes.") and "$" not in ended.out.replace(
+        "$saves", ""
+    ).replace("$(", "")
+    shown = dict(re.findall(r"^(\w+)=(.*?)(?: +#.*)?$", ended.out, re.MULTILINE))
+    published = {field.name: field.metadata["default"] for field in fields(recipes.Settings)[1:]}
+    assert {**shown, "workers": ""} == {**published, "workers": ""}
+
+
+def test_an_environment_without_this_project_is_one_line(tmp_path, shell):
+    shell.python.write_text("#!/bin/sh\necho no module named pretraining >&2; exit 1\n")
+    ended = shell.run()
+    message = f"error: distill.sh: python={shell.python} does not find this project; run pip install -e . in its directory\n"
+    assert ended == (2, "", message, [])
+    demo = subprocess.run(
+        ["sh", DISTILL_SH.parent / "scripts" / "demo.sh"], env={"python": str(shell.python)}, capture_output=True, text=True
+    )
+    assert (demo.returncode, demo.stdout) == (2, "") and demo.stderr.startswith(
+        f"error: demo.sh: {shell.python} does not find this project; "
+    )
+
+
+def test_the_demo_takes_no_variable_of_distill_sh_from_outside():
+    """ta_layers of the user's shell, say, would make another demo, or stop it after minutes."""
+    demo = (DISTILL_SH.parent / "scripts" / "demo.sh").read_text()
+    unset = re.search(r"^unset ((?:.*\\\n)*.*)\n", demo, re.MULTILINE)[1].replace("\\\n", " ").split()
+    assert unset == [field.name for field in fields(recipes.Settings)[1:] if field.name != "python"]
 
 
 # ---------------------------------------------------------------- the order

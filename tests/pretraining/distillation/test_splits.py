@@ -116,6 +116,8 @@ def one_of_two(rank: int, jobs: list[dict], results: Path) -> None:
         def at_step(step, distiller, job=job):
             if step == job["signal_at"] and rank == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
+            if step == STEPS and rank == 1 and job["name"] == "stopped at the end":  # the processes have told each other their signals
+                distiller.module.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
         try:
             tiny.run_train(job["arguments"], step_callback=at_step, save_callback=disk_full if job["name"] == "disk full" else None)
@@ -152,6 +154,7 @@ def two_processes(corpus, whole, without_teacher, tmp_path_factory) -> dict:
         "masked-lm": arguments(corpus, home / "masked-lm", 4, 2, **PLAIN(corpus)),
         "resumed": arguments(corpus, interrupted, 4, 4, resume_from_checkpoint="latest"),
         "stopped": arguments(corpus, home / "stopped", 4, 2, ckpt_steps=STEPS),
+        "stopped at the end": arguments(corpus, home / "stopped at the end", 4, 2, do_eval="true"),
         "not finite": arguments(corpus, home / "not finite", 4, 2, learning_rate=1e30),
         "disk full": arguments(corpus, home / "disk full", 4, 2, ckpt_steps=2),
     }
@@ -198,6 +201,14 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_one_process_
     shutil.copytree(directory, tmp_path / "run")
     tiny.run_train(arguments(corpus, tmp_path / "run", 8, 2, resume_from_checkpoint="latest"))
     assert_same_training(tmp_path / "run", whole, first=3)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_in_the_last_step_stops_both(two_processes, whole):
+    directory, ended = two_processes["stopped at the end"]
+    assert ended == ("exit 143", "exit 143")
+    assert_same_training(directory, whole)
+    assert not (directory / "eval.json").exists()
 
 
 @pytest.mark.slow
