@@ -42,20 +42,27 @@ seed=${seed:-10236797}                                # decides first weights, o
 precision=${precision:-bf16}                          # bf16, fp16 (older GPUs) or fp32
 compile=${compile:-auto}                              # torch.compile: auto (on a GPU with a C compiler), yes or no
 workers=${workers:-$(getconf _NPROCESSORS_ONLN)}      # threads that tokenise
-python=${python:-python}
+python=${python:-python}                              # the interpreter, with this project installed
 
 # ---- the recipe's models
-ta_config=${ta_config:-./distill_configs/distill_rbt6.json}
+ta_config=${ta_config:-./distill_configs/distill_rbt6.json} # config JSON of the assistant
 ta_layers=${ta_layers:-0 2 4 7 9 11}                  # layers of the teacher that the assistant RBT6(KD) starts from
 ta_matches=${ta_matches:-L6_hidden_mse}               # names from matches.py
 student_config=${student_config:-}                    # default: the recipe's
 student_matches=${student_matches:-}                  # default: the recipe's
 
 for word in "$@"; do
-    case $word in python=?*) python=${word#python=} ;; esac
+    case $word in
+        python=?*) python=${word#python=} ;;
+        -h | --help) exec sed -n '2,/^for word/{/^set -eu/d;/^cd /d;/^for word/d;s/^# \{0,1\}//;s/=\${[a-z_]*:-\(.*\)} */=\1  /;p;}' distill.sh ;;
+    esac
 done
 command -v "$python" >/dev/null || {
     echo "error: distill.sh: python=$python: no such command; activate .venv or name another" >&2
+    exit 2
+}
+"$python" -c 'import pretraining' 2>/dev/null || {
+    echo "error: distill.sh: python=$python does not find this project; run pip install -e . in its directory" >&2
     exit 2
 }
 exec "$python" recipes.py \
