@@ -3,7 +3,7 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --tiny     the same on a CPU or any GPU, with tiny shapes
 
-For each pair of models, in bf16 with --compile:
+For each pair of models, in bf16 with torch.compile:
 - the real training loop on ready batches: sequences a second, and MFU by the count of needed floating-point operations;
 - TextBrewer's own step under bf16 autocast, on the largest batch that fits, up to ours;
 - the peak memory of both at that batch, by CUDA's allocator; a CPU has none, and the row is left out;
@@ -32,26 +32,26 @@ def main(argv: list[str] | None = None) -> None:
     # torch, transformers and TextBrewer take seconds to import; --help and a wrong argument need none of them
     import torch
 
-    from benchmarks.gpu_pair import SEQUENCES, GpuPair, Settings, measure, write_data
+    from benchmarks.gpu_pair import SEQUENCES, GpuPair, PairSettings, measure, write_data
 
     cuda = torch.cuda.is_available()
     if not (cuda or args.tiny):
         raise UserError("no GPU here; --tiny runs the same with tiny shapes on the CPU")
     if args.tiny:
         args.batch_sizes, args.steps, args.rounds = [4, 4], 3, 1
-    settings = Settings(
+    settings = PairSettings(
         device=torch.device("cuda" if cuda else "cpu"),
         length=64 if args.tiny else 512,
         steps=args.steps,
         rounds=args.rounds,
-        compile=cuda if args.compile is None else args.compile,
+        compiled=cuda if args.compile is None else args.compile,
         tiny=args.tiny,
     )
     machine = {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "torch": torch.__version__,
         "cores": os.cpu_count(),
-        "compiled": settings.compile,
+        "compiled": settings.compiled,
         "tiny": settings.tiny,
     }
     print(json.dumps(machine))
@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=positive_int, default=50, help="of a round of the training loop, at least 2")
     parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="as train.py --compile (default: on a GPU)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
     parser.add_argument("--tiny", action="store_true", help="an eighth as wide, length 64, batches of 4, 3 steps, one round")
     parser.add_argument("--output", default=Path(__file__).with_name("gpu.json"), help="where the results are written as JSON")
     args = parser.parse_args(argv)

@@ -21,7 +21,7 @@ from benchmarks.rows import Row, faster, rate, under
 from pretraining.corpus.batches import make_loader
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.distiller import Distiller
-from pretraining.scripts.timing import time_in_turn
+from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
 SEQUENCES = {"RBT6 -> H256": (3500, 5000), "RoBERTa -> RBT6": (1400, 1900)}  # a second: target, aim
@@ -31,13 +31,13 @@ Side = TypeVar("Side", OurSide, StockSide)
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """How all pairs are measured.
 
     Attributes:
         length: tokens of a sample.
         steps: optimizer steps of a round of the training loop.
-        compile: as train.py --compile.
+        compiled: torch.compile runs over student, teacher and loss.
         tiny: models an eighth as wide, and the sample corpus once.
     """
 
@@ -45,11 +45,11 @@ class Settings:
     length: int
     steps: int
     rounds: int
-    compile: bool
+    compiled: bool
     tiny: bool
 
 
-def write_data(work: Path, settings: Settings) -> Data:
+def write_data(work: Path, settings: PairSettings) -> Data:
     """The sample corpus, repeated, without its last row, which is shorter than the others."""
     write_vocabulary(work / "bert", sample_corpus(), entries=0 if settings.tiny else VOCABULARY)
     tokenizer = load_tokenizer(work / "bert")
@@ -61,7 +61,7 @@ def write_data(work: Path, settings: Settings) -> Data:
 class GpuPair:
     """One pair of models and its data: builds either side, and a batch for it, at any batch size."""
 
-    def __init__(self, name: str, data: Data, settings: Settings, output_dir: str):
+    def __init__(self, name: str, data: Data, settings: PairSettings, output_dir: str):
         self.name, self.data, self.settings, self.output_dir = name, data, settings, output_dir
 
     def models(self) -> Models:
@@ -73,7 +73,7 @@ class GpuPair:
             self.settings.device,
             self.output_dir,
             bf16=True,
-            compile=self.settings.compile,
+            compiled=self.settings.compiled,
             num_train_steps=self.settings.steps,
             ckpt_steps=self.settings.steps,
             train_batch_size=size,

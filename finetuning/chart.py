@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from finetuning.rows import UNDEFINED, Row, Table
 from finetuning.task_definitions import TASKS
-from pretraining.scripts.tables import save_figure
+from pretraining.reporting.tables import save_figure
 
 
 def draw(tables: list[Table], path: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # a run finishes its step, writes a checkpoint and ends
+
 # ---------------------------------------------------------------- errors
 
 
@@ -107,12 +109,45 @@ def sequence_length(text: str) -> int:
     return _checked(text, _whole_number, lambda value: value >= 4, "must be a whole number, 4 or above")
 
 
+def random_seed(text: str) -> int:
+    """A seed for torch and NumPy."""
+    return _checked(text, _whole_number, lambda value: value < 1 << 63, "must be a whole number from 0 to 2**63 - 1")
+
+
+def network_port(text: str) -> int:
+    """A TCP port."""
+    return _checked(text, _whole_number, lambda value: 0 < value < 1 << 16, "must be a whole number from 1 to 65535")
+
+
 def named_path(text: str) -> tuple[str, Path]:
     """``NAME=PATH``; the name is safe in Markdown and in file names."""
     name, _, path = text.partition("=")
     if not (path and re.fullmatch(r"[\w.+-]([\w .()+-]*[\w.()+-])?", name)):
         raise argparse.ArgumentTypeError(f"{text}: write NAME=PATH; a name has letters, digits, spaces and . _ - + ( ) only")
     return name, Path(path)
+
+
+class NamedPaths(argparse.Action):
+    """Stores ``NAME=PATH NAME=PATH ...`` as ``dict[str, Path]`` in the given order; refuses a name that occurs twice."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(type=named_path, nargs="+", **settings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        paths: dict[str, Path] = {}
+        for name, path in values:
+            if name in paths:
+                raise argparse.ArgumentError(self, f"{name}={path}: the name {name} occurs twice; choose another")
+            paths[name] = path
+        setattr(namespace, self.dest, paths)
+
+
+def output_directory(text: str) -> Path:
+    """A directory to write into; it does not need to exist yet."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: is a file, not a directory")
+    return path
 
 
 def _whole_number(text: str) -> int:
@@ -130,6 +165,14 @@ def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], 
     if value is None or not accepts(value):
         raise argparse.ArgumentTypeError(f"{text}: {rule}")
     return value
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def cores_per_process() -> int:
+    """Cores for each process of torchrun on this machine, at least 1."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 # ---------------------------------------------------------------- progress

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from finetuning.task_definitions import TASKS
 from pretraining.config import TrainingArguments
 from pretraining.recipes import ASSISTANT, RECIPES, Settings
-from pretraining.scripts.published_models import PUBLISHED
+from pretraining.reporting.published_models import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pretraining", "finetuning", "benchmarks", "experiments")

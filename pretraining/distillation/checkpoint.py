@@ -161,12 +161,15 @@ def differences(saved: dict, current: dict) -> dict[str, tuple[Any, Any]]:
     """The keys in which two identities differ, with both values.
 
     A key that one of them lacks came into the program, or into a release of transformers, between the two. It has its default there.
+    An argument that decided something in an earlier version, and that a run may change today, is not compared.
     A key of a config that transformers does not know, and that the student's JSON does not have, decides nothing today.
     """
     defaults = default_identity()
+    now_free = {key for key in saved if key in FREE_TO_CHANGE and key not in current}
     saved, current = ({**defaults, **identity} for identity in (saved, current))
     outdated = [key for key in saved if key not in current and key.startswith("student_config ")]
-    pairs = {key: (saved.get(key), current.get(key)) for key in {**current, **saved} if key not in outdated}
+    compared = [key for key in {**current, **saved} if key not in outdated and key not in now_free]
+    pairs = {key: (saved.get(key), current.get(key)) for key in compared}
     return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
 
 

@@ -1,5 +1,10 @@
 """What train.py refuses before time is spent."""
 
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +82,34 @@ def check_device(args: TrainingArguments, process: Process) -> torch.device:
             f"process {process.local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
         )
     return torch.device("cuda", process.local_rank)
+
+
+def check_compile(args: TrainingArguments, device: torch.device, process: Process) -> bool:
+    """Decides whether torch.compile runs; refuses ``--compile yes`` where its compiler is missing."""
+    if args.compile == "no" or (args.compile == "auto" and device.type == "cpu"):
+        return False
+    missing = missing_for_compile(device)
+    if missing and args.compile == "yes":
+        raise UserError(f"--compile yes: {missing}; install it or use --compile no")
+    if missing and process.rank == 0:
+        print(
+            f"--compile auto: {missing}; computing without torch.compile, which takes about 1.5 times as long (estimate)", file=sys.stderr
+        )
+    return not missing
+
+
+def missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile needs and this machine lacks, or None: on a CPU a C++ compiler, on a GPU triton, which builds a C extension."""
+    if device.type == "cpu":
+        names = [os.environ.get("CXX", "g++"), "clang++"]
+        return None if any(map(shutil.which, names)) else "no C++ compiler (g++) was found"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "clang", "cc"])):
+        return "no C compiler (gcc) was found"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return f"no Python.h in {sysconfig.get_path('include')} (package python3-dev)"
+    return None
 
 
 def check_output_dir(args: TrainingArguments) -> None:

@@ -21,8 +21,9 @@ from transformers import AutoModelForMaskedLM, BertConfig
 
 from pretraining.config import TrainingArguments
 from pretraining.distillation.cpu import ATTENTION
-from pretraining.distillation.distiller import Distiller, make_optimizer
+from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.modeling import half_dtype
+from pretraining.distillation.optimizer import make_optimizer
 
 
 class StepCost(NamedTuple):
@@ -58,7 +59,7 @@ def trace_step(
         for module in (distiller.module, models[1]):
             if module is not None:
                 replace_weights(module)
-        optimizer = make_optimizer(distiller.module, args)
+        optimizer = make_optimizer(distiller.module.student, distiller.module.projections, args)
         forward_backward(distiller.module, fake_batch(args, 1))
         optimizer.step()  # makes the optimizer's state
         batch = fake_batch(args, batch_size)

@@ -15,8 +15,9 @@ from pretraining.corpus.files import atomic_write
 from pretraining.corpus.masking import WholeWordMasker
 from pretraining.distillation.checkpoint import save_checkpoint
 from pretraining.distillation.checks import ModelPlan
-from pretraining.distillation.distiller import Distiller, StepCallback, make_optimizer, make_scheduler
+from pretraining.distillation.distiller import Distiller, StepCallback
 from pretraining.distillation.modeling import build_student, half_dtype, load_masked_lm, prepare_models
+from pretraining.distillation.optimizer import make_optimizer, make_scheduler
 from pretraining.distillation.processes import Run
 from pretraining.utils import UserError
 
@@ -34,7 +35,10 @@ def announce(run: Run, student: BertForMaskedLM) -> None:
     if run.process.rank != 0:
         return
     args, world_size = run.args, run.process.world_size
-    print(f"student: {args.student_config}, {student.num_parameters():,} parameters; device: {run.device}; processes: {world_size}")
+    compiled = "; torch.compile" if run.compiled else ""
+    print(
+        f"student: {args.student_config}, {student.num_parameters():,} parameters; device: {run.device}; processes: {world_size}{compiled}"
+    )
     print(f"directory: {args.output_dir}")
     print(f"not the default: {' '.join(changed_arguments(args))}", flush=True)
     if args.do_train:
@@ -84,10 +88,12 @@ def train(
         return
     batches = make_batches(run, dataset)
     loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
+    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
     rank, world_size = run.process.rank, run.process.world_size
-    distiller = Distiller(args, student, teacher, plan.matches, device, rank=rank, world_size=world_size, batches=batches)
-    optimizer = make_optimizer(distiller.module, args)
+    distiller = Distiller(
+        args, student, teacher, plan.matches, device, rank=rank, world_size=world_size, compiled=run.compiled, batches=batches
+    )
+    optimizer = make_optimizer(student, distiller.module.projections, args)
     scheduler = make_scheduler(optimizer, args)
     if state:
         distiller.restore(state, optimizer, scheduler)

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(model_dir)
 
     # torch and transformers take four seconds to import; --help and the refusals above do not wait for them.
-    from pretraining.scripts.onnx_check import check_difference, difference, how_measured, result_table, time_runtimes
-    from pretraining.scripts.onnx_export import INPUTS, export_onnx, load_for_export, quantise
+    from pretraining.exporting.onnx_check import check_difference, difference, how_measured, result_table, time_runtimes
+    from pretraining.exporting.onnx_export import INPUTS, export_onnx, load_for_export, quantise
 
     module = load_for_export(model_dir)
     names = {"float32": "model.onnx"}

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from pretraining.corpus.files import TextAndRefs, atomic_write, read_data_json, require_file
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.scripts.arguments import NamedPaths, output_directory
-from pretraining.scripts.tables import save_figure
-from pretraining.utils import ArgumentParser, UserError, run_script, sequence_length
+from pretraining.reporting.tables import save_figure
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, run_script, sequence_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,12 +32,12 @@ def main(argv: list[str] | None = None) -> None:
 
     # torch, transformers, datasets and matplotlib take four seconds to import; --help and the refusals above do not wait for them.
     from pretraining.corpus.shards import ShardSpec, load_shards
-    from pretraining.scripts.model_quality import evaluate_models, fill_table, how_evaluated, load_models, model_table
-    from pretraining.scripts.model_speed import batch_sizes, how_measured, measure_speeds
-    from pretraining.scripts.plots import read_curves, training_figure
+    from pretraining.reporting.model_quality import evaluate_models, fill_table, how_evaluated, load_for_evaluation, model_table
+    from pretraining.reporting.model_speed import batch_sizes, how_measured, measure_speeds
+    from pretraining.reporting.plots import read_curves, training_figure
 
     curves = {name: read_curves(run) for name, run in args.runs.items()}
-    models = load_models(args.models, args.max_seq_length)
+    models = load_for_evaluation(args.models, args.max_seq_length)
     dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer))
 
     rows = batch_sizes()

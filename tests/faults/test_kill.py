@@ -58,7 +58,7 @@ def results(script: str, directory: Path) -> dict[str, bytes]:
     else:
         patterns = ["run/gs12/*", "run/.*", "saves/*_init/*", "saves/*/gs4/*", "shards/*/*"]
     own = ("training_state.pt", "checksums.json")
-    found = {path for pattern in patterns for path in directory.glob(pattern) if path.name not in own}
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.name not in own and not tiny.is_lock(path)}
     return {str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in found}
 
 

@@ -1,8 +1,12 @@
-"""Scripts of one clone do not run with the packages of another."""
+"""utils.py: scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
 import shutil
 import sys
+from pathlib import Path
 
+import pytest
+
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory
 from tests import workplace
 
 
@@ -16,3 +20,37 @@ def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
     assert f"the packages in use are those of {workplace.PRETRAINING.parent}; run pip install -e . in {clone}" in ended.err
     (clone / "pyproject.toml").unlink()  # a plain copy of the folder, as for data on another disk, is no clone
     assert workplace.run_there([sys.executable, "train.py", "--help"], clone / "pretraining").status == 0
+
+
+def parse(*arguments: str):
+    parser = ArgumentParser(None)
+    parser.add_argument("--models", action=NamedPaths, default={})
+    parser.add_argument("--output_dir", type=output_directory)
+    return parser.parse_args(arguments)
+
+
+def test_named_paths_keep_their_order():
+    assert parse().models == {}
+    assert list(parse("--models", "b (2)=x", "a=y=z").models.items()) == [("b (2)", Path("x")), ("a", Path("y=z"))]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["x"], "--models x: write NAME=PATH"),
+        (["a="], "--models a=: write NAME=PATH"),
+        (["a|b=x"], "--models a|b=x: write NAME=PATH"),
+        (["a=x", "b=x", "a=y"], "--models a=y: the name a occurs twice"),
+    ],
+)
+def test_names_are_unique_and_safe(values, message):
+    with pytest.raises(UserError) as error:
+        parse("--models", *values)
+    assert message in str(error.value)
+
+
+def test_an_output_directory_may_be_new_but_is_no_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert parse("--output_dir", str(tmp_path / "new")).output_dir == tmp_path / "new"
+    with pytest.raises(UserError, match=f"--output_dir {tmp_path}/file: is a file, not a directory"):
+        parse("--output_dir", str(tmp_path / "file"))

@@ -14,6 +14,7 @@ from pretraining.corpus.masking import WholeWordMasker
 from pretraining.corpus.shards import ShardSpec, load_shards
 from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.modeling import half_dtype, prepare_models
+from pretraining.distillation.upcoming import UpcomingStep
 from tests import tiny
 
 LENGTH = 32
@@ -59,10 +60,10 @@ def batches(corpus, tmp_path_factory) -> dict[str, dict]:
     return found
 
 
-def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_matches: list[dict]) -> Distiller:
+def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_matches: list[dict], compiled: bool = False) -> Distiller:
     """As training.train makes it."""
-    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
-    return Distiller(args, student, teacher, intermediate_matches, CPU)
+    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=compiled, cpu_kernels=args.cpu_kernels)
+    return Distiller(args, student, teacher, intermediate_matches, CPU, compiled=compiled)
 
 
 def both_distillers(student, teacher, intermediate_matches: list[dict], output_dir) -> tuple[GeneralDistiller, Distiller]:
@@ -114,7 +115,7 @@ def test_loss_and_gradients_equal_stock_textbrewer(name, rows, batches, corpus, 
     expected.backward()
 
     batch = dict(batches[rows])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     loss, terms = own.loss(batch)
     loss.backward()
 
@@ -132,7 +133,7 @@ def test_without_a_teacher_the_loss_is_masked_lm(rows, batches, corpus, tmp_path
     student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 2), seed=2)
     own = prepared_distiller(TrainingArguments(student_config="", output_dir=str(tmp_path)), copy.deepcopy(student), None, [])
     batch = dict(batches[rows])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     loss, terms = own.loss(batch)
     loss.backward()
     expected = student(**tiny.full_batch(batches[rows])).loss
@@ -149,11 +150,11 @@ def test_a_row_without_masked_tokens_adds_nothing(batches, corpus, tmp_path):
     batch["labels"][1:] = -100
     student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 2), seed=2)
     own = prepared_distiller(TrainingArguments(student_config="", output_dir=str(tmp_path)), copy.deepcopy(student), None, [])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     assert own.loss(batch)[0].item() == pytest.approx(student(**tiny.full_batch(batch)).loss.item(), rel=1e-5)
 
     batch["labels"][:] = -100
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     assert own.loss(batch)[0].item() == 0
 
 
@@ -169,11 +170,11 @@ def test_compiled_the_loss_is_one_graph(rows, distils, batches, corpus, tmp_path
     for compiled in (False, True):
         teacher = tiny.model(tiny.config(len(corpus.tokenizer), 4, 32, 4), seed=1) if distils else None
         student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 4), seed=2)
-        args = TrainingArguments(student_config="", output_dir=str(tmp_path), teacher_name_or_path="", bf16=True, compile=compiled)
+        args = TrainingArguments(student_config="", output_dir=str(tmp_path), teacher_name_or_path="", bf16=True)
         torch.manual_seed(3)
-        own = prepared_distiller(args, student, teacher, match("hidden_mse", ENDS, proj=(16, 32)) if distils else [])
+        own = prepared_distiller(args, student, teacher, match("hidden_mse", ENDS, proj=(16, 32)) if distils else [], compiled)
         batch = dict(batches[rows])
-        own.share_mask_count([batch])
+        UpcomingStep([batch]).wait()
         loss, _ = own.loss(batch)
         loss.backward()
         found.append((loss, gradients(own)))

@@ -10,7 +10,7 @@ from pretraining.config import TrainingArguments
 from pretraining.distillation.memory import largest_forward_batch, parameter_count, step_bytes
 from pretraining.distillation.memory_trace import trace_step
 from pretraining.matches import get_matches
-from pretraining.scripts.model_sizes import published_configs
+from pretraining.reporting.model_sizes import published_configs
 
 CONFIGS = published_configs()
 

@@ -10,11 +10,11 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BertForMaskedLM
 
 from pretraining.distillation.modeling import read_config
+from pretraining.reporting.model_quality import top_fills
+from pretraining.reporting.model_sizes import size_cells
+from pretraining.reporting.plots import read_curves, training_figure
+from pretraining.reporting.scalars import read_scalars
 from pretraining.scripts import report
-from pretraining.scripts.model_quality import top_fills
-from pretraining.scripts.model_sizes import size_cells
-from pretraining.scripts.plots import read_curves, training_figure
-from pretraining.scripts.scalars import read_scalars
 from pretraining.utils import UserError
 from tests import tiny
 from tests.pretraining.scripts.helpers import PNG, cells

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import BertTokenizer
 
-from pretraining.scripts.onnx_export import INPUTS, ExportModule
-from pretraining.scripts.tables import markdown_table
-from pretraining.scripts.timing import TURN_SECONDS, time_in_turn
+from pretraining.exporting.onnx_export import INPUTS, ExportModule
+from pretraining.reporting.tables import markdown_table
+from pretraining.reporting.timing import TURN_SECONDS, time_in_turn
 from pretraining.utils import UserError
 
 TOLERANCE = 1e-3  # float32 rounding of a deep model stays far below it, a wrong graph is far above it

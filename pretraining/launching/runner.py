@@ -4,17 +4,19 @@ import signal
 import subprocess
 import sys
 
+from pretraining.utils import STOP_SIGNALS
+
 
 class CommandRunner:
     """Runs commands one after another; a stop signal or a failed command ends this process.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to the running command, which writes its checkpoint before it ends.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on to the running command, which writes its checkpoint before it ends.
     """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.stop_signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self.stop)
 

@@ -6,10 +6,10 @@ from statistics import median
 import torch
 from transformers import BertModel
 
-from pretraining.scripts.machine import device_name, devices
-from pretraining.scripts.published_models import published
-from pretraining.scripts.tables import markdown_table
-from pretraining.scripts.timing import TURN_SECONDS, time_in_turn
+from pretraining.reporting.machine import device_name, devices
+from pretraining.reporting.published_models import published
+from pretraining.reporting.tables import markdown_table
+from pretraining.reporting.timing import TURN_SECONDS, time_in_turn
 
 BATCH_SIZES = {"cpu": 4, "cuda": 64}
 

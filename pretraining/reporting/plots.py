@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import BertConfig
 
-from pretraining.scripts.model_sizes import parameter_counts
-from pretraining.scripts.model_speed import Speeds, speed_headers, speedups
-from pretraining.scripts.published_models import PUBLISHED
-from pretraining.scripts.scalars import Scalars, read_scalars
+from pretraining.reporting.model_sizes import parameter_counts
+from pretraining.reporting.model_speed import Speeds, speed_headers, speedups
+from pretraining.reporting.published_models import PUBLISHED
+from pretraining.reporting.scalars import Scalars, read_scalars
 from pretraining.utils import UserError
 
 SMOOTHED_POINTS = 40  # the strong line is a mean over one part in so many of the run
