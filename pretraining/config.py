@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, sequence_length, share
+from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, random_seed, sequence_length, share
 
 # Arguments that a resumed run may change: they say where and how, not what is computed. The identity of a run compares the files
 # that the paths name (checkpoint.run_identity).
@@ -122,14 +122,10 @@ class TrainingArguments:
         """Raises UserError for arguments that contradict each other; reads nothing from disk."""
         if self.mlm_probability == 0:
             raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked; give a number above 0")
-        if self.random_seed >= 1 << 63:
-            raise UserError(f"--random_seed {self.random_seed}: must be below 2**63")
         if self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
-        if self.do_train and self.ckpt_steps > self.num_train_steps:
-            raise UserError(f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; give at most as many")
         if not (self.do_train or self.do_eval):
             raise UserError("nothing to do: give --do_train, --do_eval or both")
         if self.fp16 and self.bf16:
@@ -158,7 +154,7 @@ ARGUMENT_TYPES: dict[str, Callable[[str], Any]] = {
     "learning_rate": positive_float,
     "warmup_proportion": share,
     "weight_decay_rate": share,
-    "random_seed": non_negative_int,
+    "random_seed": random_seed,
     "ckpt_steps": positive_int,
     "keep_checkpoints": non_negative_int,
 }

@@ -28,17 +28,17 @@ ngpu=${ngpu:-}                                        # processes on this machin
 nnodes=${nnodes:-1}                                   # machines
 node_rank=${node_rank:-0}                             # which of them this is
 master_addr=${master_addr:-127.0.0.1}                 # address of machine 0
-master_port=${master_port:-29500}
+master_port=${master_port:-29500}                     # a port of machine 0, the same for all
 
 # ---- training; the published values
-train_steps=${train_steps:-100000}
-save_steps=${save_steps:-}                            # 10000, or train_steps if that is less
+train_steps=${train_steps:-100000}                    # optimizer steps of each stage
+save_steps=${save_steps:-10000}                       # steps between checkpoints; the last step always writes one
 global_batch=${global_batch:-4096}                    # samples an optimizer step, over all processes
 forward_batch=${forward_batch:-64}                    # samples a forward and process; lower it when memory runs out
-length=${length:-512}
-lr=${lr:-4e-4}
-temperature=${temperature:-8}
-seed=${seed:-1337}
+length=${length:-512}                                 # tokens a sample
+lr=${lr:-4e-4}                                        # peak learning rate
+temperature=${temperature:-8}                         # divides the logits in the distillation loss
+seed=${seed:-10236797}                                # decides first weights, order, masks and dropout
 precision=${precision:-bf16}                          # bf16, fp16 (older GPUs) or fp32
 compile=${compile:-auto}                              # torch.compile: auto (on a GPU with a C compiler), yes or no
 workers=${workers:-$(getconf _NPROCESSORS_ONLN)}      # threads that tokenise

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a run finishes its step, writes a checkpoint and ends
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # a run finishes its step, writes a checkpoint and ends
 
 # ---------------------------------------------------------------- errors
 
@@ -107,6 +107,16 @@ def share(text: str) -> float:
 def sequence_length(text: str) -> int:
     """Tokens of a sample, at least 4: [CLS], two tokens, [SEP]."""
     return _checked(text, _whole_number, lambda value: value >= 4, "must be a whole number, 4 or above")
+
+
+def random_seed(text: str) -> int:
+    """A seed for torch and NumPy."""
+    return _checked(text, _whole_number, lambda value: value < 1 << 63, "must be a whole number from 0 to 2**63 - 1")
+
+
+def network_port(text: str) -> int:
+    """A TCP port."""
+    return _checked(text, _whole_number, lambda value: 0 < value < 1 << 16, "must be a whole number from 1 to 65535")
 
 
 def named_path(text: str) -> tuple[str, Path]:
