@@ -180,7 +180,6 @@ def cuda_attention(
     value: torch.Tensor,
     attn_mask: None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,
     scale: float | None = None,
     **_: Any,
 ) -> torch.Tensor:
@@ -190,11 +189,12 @@ def cuda_attention(
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     if query.dtype != torch.float32:
         query, key, value = (F.pad(tensor, (0, -size % 8)) if size % 8 else tensor for tensor in (query, key, value))
-        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, scale=scale)[0]
         return result[..., :size]
     if size % 4 == 0:
-        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, dropout_p, is_causal, scale=scale)[0]
-    return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, None, dropout_p, is_causal, scale=scale)[0]
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True, dropout_p, scale=scale)[0]
+    root = (scale or 1 / size) ** 0.5
+    return cuda_dropout(F.softmax((query * root) @ (key * root).transpose(-2, -1), dim=-1), dropout_p) @ value
 
 
 def cuda_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

@@ -23,7 +23,16 @@ TIED_WEIGHTS = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 UNUSED_WEIGHTS = ("position_ids", "pooler", "seq_relationship")  # parts of a name; masked-LM training has no use for them
 MAX_LAYERS, MAX_LABELS, MAX_PARAMETERS = 1000, 1_000_000, 10**10  # of a config; more would only fill the memory
 # Dense bfloat16 operations a second, from the data sheets. The first name that is part of the device's name counts.
-DENSE_BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+DENSE_BF16_PEAK = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
 
 # Load reports and progress bars of transformers are of no use here; our errors name what is missing.
 transformers.logging.set_verbosity_error()
