@@ -137,8 +137,8 @@ def unit_directory(output_dir: Path, key: UnitKey) -> Path:
 
 
 def is_only_claimed(directory: Path) -> bool:
-    """True for a unit that was begun, but has neither a checkpoint nor a model."""
-    return [path.name for path in directory.glob("*")] == [CLAIM]
+    """True for a unit that was begun, but has neither a checkpoint nor a model. Names with a dot in front are half-written."""
+    return all(path.name == CLAIM or path.name.startswith(".") for path in directory.glob("*"))
 
 
 def remove_unit_directory(output_dir: Path, key: UnitKey) -> None:

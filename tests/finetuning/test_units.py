@@ -97,6 +97,9 @@ def test_a_unit_that_was_killed_before_it_wrote_anything_binds_nobody(tmp_path, 
     other = other_command(tmp_path, [UnitKey(2, 1)], SETTINGS)
     other.kill()
     other.join()
+    half_written = tmp_path / "unfinished" / "epochs2-seed3" / ".unit.json.partial"
+    half_written.parent.mkdir()
+    half_written.touch()
     with claimed_units(tmp_path, [UnitKey(2, 1), UnitKey(2, 2)], OTHER) as todo:
         assert todo == [UnitKey(2, 1), UnitKey(2, 2)]
     assert not (tmp_path / "unfinished").exists()
