@@ -3,7 +3,7 @@
 # make test    style, types and all tests
 # make bench   every stage against its stock peer, side by side
 # make audit   known vulnerabilities of the pinned packages
-# make faults  the longer run of the fault tests
+# make faults  the longer run of the fault tests: kills, full disks, 30,000 spoiled files
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -30,7 +30,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py
 
 faults: .venv/installed
-	FAULT_ROUNDS=10 $(BIN)/python -m pytest tests/faults
+	FAULT_ROUNDS=10 FUZZ_INPUTS=5000 $(BIN)/python -m pytest tests/faults
 
 audit: .venv/installed
 	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit==2.10.1; } || { echo "error: make audit: pip-audit cannot be installed from this package index" >&2; exit 2; }

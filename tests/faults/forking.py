@@ -1,4 +1,4 @@
-"""Runs of the scripts that start at once: each is forked from a process that has imported everything but has no threads yet."""
+"""Processes that start at once: each is forked from a process that has imported everything but has no threads yet."""
 
 import multiprocessing
 import os
@@ -6,8 +6,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
@@ -21,7 +24,20 @@ IMPORTED = [
     "pretraining.train",
     "pretraining.distillation.training",
     "datasets",
+    "tests.faults.readers",
 ]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(IMPORTED)
+
+
+def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Starts a process that calls ``target``."""
+    with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 class Run:
@@ -31,17 +47,10 @@ class Run:
         log: file with all that it prints.
     """
 
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-
     def __init__(self, script: str, arguments: list[str], directory: Path, log: Path, **environment: str):
         self.log = log
-        with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
-            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-            forkserver.ensure_running()
-        receiver, sender = self.context.Pipe(duplex=False)
-        self.process = self.context.Process(target=_child, args=(script, arguments, directory, log, environment, sender))
-        self.process.start()
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        self.process = start(_child, script, arguments, directory, log, environment, sender)
         sender.close()
         receiver.recv()  # it has its group now
         self.begin = time.perf_counter()
