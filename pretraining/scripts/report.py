@@ -1,6 +1,6 @@
 """Reports on distilled models: sizes, masked-LM quality and speed, fills of [MASK], and the losses of their training; the demo ends with it.
 
-    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \
+    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \\
         --runs MiniRBT=./saves/minirbt_h256 --output_dir ./saves/report
 
 The report compares the other models with the first one, and it is about the last one. Writes report.md and a figure for each run.

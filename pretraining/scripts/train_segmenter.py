@@ -1,6 +1,6 @@
 """Hand-segmented sentences -> an LTP legacy word segmenter, for run_chinese_ref.py when there is no LTP model.
 
-    python scripts/train_segmenter.py --train ./dataset/segmented/segmented.txt --dev ./dataset/segmented/segmented_dev.txt \
+    python scripts/train_segmenter.py --train ./dataset/segmented/segmented.txt --dev ./dataset/segmented/segmented_dev.txt \\
         --output_dir ./pretrained_model_path/ltp
 
 Each line of the files is a sentence; white space separates its words. Training again gives a model that finds the same words, but its
