@@ -112,3 +112,23 @@ def test_two_results_for_one_cell_are_refused(tmp_path):
     paths = [write_results(tmp_path / f"{n}.json", "bq", "m", {"accuracy_mean": 50.0}) for n in (1, 2)]
     with pytest.raises(UserError, match="m has two results for bq; name the models apart with NAME="):
         table.read_results(paths)
+
+
+def test_results_of_one_model_are_named_by_their_directories_or_by_a_pattern(tmp_path, capsys, monkeypatch):
+    """results/mini and results/mini-kd are of one model, fine-tuned without and with a teacher."""
+    monkeypatch.chdir(tmp_path)
+    for directory, accuracy in (("mini", 50.0), ("mini-kd", 51.0)):
+        for task in ("bq", "lcqmc"):
+            write_results(Path("results", directory, task, "results.json"), task, "saves/mini/gs9", {"accuracy_mean": accuracy})
+    write_results(Path("results/other/bq/results.json"), "bq", "saves/other/gs9", {"accuracy_mean": 52.0})
+
+    def rows(*arguments: str) -> list[str]:
+        table.main([*arguments, "--output_dir", "tables"])
+        return [line.split(" |")[0] for line in capsys.readouterr().out.split("###")[1].splitlines() if "| measured |" in line]
+
+    paths = [str(path) for path in sorted(Path("results").glob("*/*/results.json"))]
+    assert rows(*paths) == ["| mini", "| mini-kd", "| other"]
+    assert rows("results/mini/bq", "results/mini-kd/bq", "--teacher", "mini-kd") == ["| mini", "| mini-kd"]
+    assert rows("plain=results/mini/*/results.json", "kd=results/mini-kd/*/results.json") == ["| plain", "| kd"]
+    with pytest.raises(UserError, match=r"^x=results/none/\*/results.json: no file has a name like that$"):
+        rows("x=results/none/*/results.json")
