@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from finetuning import chart, table
 from finetuning.tasks import TASKS
@@ -132,3 +134,19 @@ def test_results_of_one_model_are_named_by_their_directories_or_by_a_pattern(tmp
     assert rows("plain=results/mini/*/results.json", "kd=results/mini-kd/*/results.json") == ["| plain", "| kd"]
     with pytest.raises(UserError, match=r"^x=results/none/\*/results.json: no file has a name like that$"):
         rows("x=results/none/*/results.json")
+
+
+def axes_of(rows: list[table.Row]) -> Axes:
+    axes = Figure().subplots()
+    chart.draw_panel(axes, table.Table("absolute", "Results", ("cmrc2018", "bq"), rows), {"m": "C0"})
+    return axes
+
+
+def test_the_chart_has_both_metrics_and_says_where_its_axis_begins():
+    axes = axes_of([table.Row("m", "measured", {"cmrc2018": "80.00/61.50", "bq": "70.00"})])
+    assert [bar.get_height() for bar in axes.patches] == [80.0, 70.0]
+    assert [segment[0][1] for lines in axes.collections for segment in lines.get_segments()] == [61.5]
+    assert axes.get_xticklabels()[0].get_text().endswith("bar: F1, line: EM")
+    assert axes.get_ylim()[0] == 51.5 and axes.get_ylabel() == "percent (the axis does not begin at 0)"
+    axes = axes_of([table.Row("m", "measured", {"cmrc2018": "80.00/3.00", "bq": "70.00"})])
+    assert axes.get_ylim()[0] == 0 and axes.get_ylabel() == "percent"
