@@ -7,16 +7,25 @@ Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process
 """
 
 import os
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pretraining.config import parse
-from pretraining.corpus.files import read_training_files
+from pretraining.config import TrainingArguments, parse
+from pretraining.corpus.files import TextAndRefs, read_training_files
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.utils import cores_per_process, run_script
 
+if TYPE_CHECKING:
+    import torch
+
+    from pretraining.distillation.checks import ModelPlan
+    from pretraining.distillation.processes import Process
+
 
 def main(argv: list[str] | None = None, step_callback: Any = None, save_callback: Any = None) -> None:
-    """Parses, checks, builds, trains, evaluates.
+    """Checks arguments, files and models, then runs what they ask for.
 
     Args:
         step_callback: ``step_callback(step, distiller)`` runs at the start of each step, on every process.
@@ -28,14 +37,9 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
 
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores_per_process()))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
-    from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
     from pretraining.distillation import checks
-    from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
-    from pretraining.distillation.evaluation import evaluate_run
-    from pretraining.distillation.processes import Process, Run, end_processes, start_processes
-    from pretraining.distillation.training import announce, load_models, train
+    from pretraining.distillation.processes import Process
 
-    # ---- check
     process = Process.from_environment()
     plan = checks.check_models(args, tokenizer)
     device = checks.check_device(args, process)
@@ -43,6 +47,32 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     checks.check_output_dir(args)
     if args.check_only:
         return
+    is_writer = args.do_train and process.rank == 0
+    with exclusive(Path(args.output_dir) / ".lock", f"--output_dir {args.output_dir}") if is_writer else nullcontext():
+        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+        run_checked(args, files, tokenizer, plan, device, process, compiled, **callbacks)
+
+
+def run_checked(
+    args: TrainingArguments,
+    files: dict[str, list[TextAndRefs]],
+    tokenizer: Any,
+    plan: "ModelPlan",
+    device: "torch.device",
+    process: "Process",
+    compiled: bool,
+    *,
+    step_callback: Any,
+    save_callback: Any,
+) -> None:
+    """Resumes or builds, trains, evaluates; the arguments are what :func:`main` has checked."""
+    from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
+    from pretraining.distillation import checks
+    from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
+    from pretraining.distillation.evaluation import evaluate_run
+    from pretraining.distillation.processes import Run, process_group, require_same_inputs
+    from pretraining.distillation.training import announce, load_models, train
+
     checkpoint = checks.check_resume(args)
     spec = ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer)
     descriptions = {split: describe_shards(files[split], spec) for split in files}
@@ -59,17 +89,17 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
         split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
         for split in files
     }
-    run = Run(args, tokenizer, device, process, compiled)
-    start_processes(run, checkpoint, identity)
-    announce(run, student)
+    run = Run(args, tokenizer, device, process, compiled, checks.forward_passes(args, plan, device))
+    with process_group(run):
+        require_same_inputs(run, checkpoint, identity)
+        announce(run, student)
 
-    # ---- train, evaluate
-    if args.do_train:
-        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
-        train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
-    if args.do_eval:
-        evaluate_run(run, student, teacher, datasets["dev"])
-    end_processes(run)
+        # ---- train, evaluate
+        if args.do_train:
+            callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+            train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
+        if args.do_eval:
+            evaluate_run(run, student, teacher, datasets["dev"])
 
 
 if __name__ == "__main__":

@@ -172,8 +172,14 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory with its content."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    """Every file below a directory with its content, but for locks."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and not is_lock(path))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def is_lock(path: Path) -> bool:
+    """True for the file of a lock."""
+    return path.name.startswith(".") and path.suffix == ".lock" or path.name == ".lock"
 
 
 def masked_tokens(batch: dict) -> np.ndarray:

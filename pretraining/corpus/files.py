@@ -125,9 +125,13 @@ def file_facts(path: str | Path) -> FileFacts:
 def require_file(path: str | Path, what: str) -> Path:
     """Returns ``path`` if it is a readable file; else the error says what the file should be."""
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise UserError(f"{path}: cannot be opened ({error.strerror}; {what})") from None
+    if is_directory:
         raise UserError(f"{path}: {what} is expected here, but this is a directory")
-    if not path.is_file():
+    if not is_file:
         raise UserError(f"{path}: no such file ({what})")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: cannot be read; check its permissions ({what})")
@@ -205,12 +209,22 @@ def _read_split(path: str | Path, split: str, entry: Any) -> list[TextAndRefs]:
     if not isinstance(entry, dict) or set(entry) != {text_key, refs_key}:
         raise UserError(f'{path}: "{split}" must have exactly the keys "{text_key}" and "{refs_key}"')
     for key in (text_key, refs_key):
-        if not isinstance(entry[key], list) or not all(isinstance(name, str) and name for name in entry[key]):
+        if not isinstance(entry[key], list) or not all(map(_is_file_name, entry[key])):
             raise UserError(f'{path}: "{key}" must be a list of file names')
     texts, refs = entry[text_key], entry[refs_key]
     if len(texts) != len(refs):
         raise UserError(f'{path}: "{text_key}" names {len(texts)} files, "{refs_key}" {len(refs)}; each text needs its reference file')
     return [TextAndRefs(Path(text), Path(ref)) for text, ref in zip(texts, refs)]
+
+
+def _is_file_name(name: Any) -> bool:
+    """True for the path of a file, which exists or can be made: it has a last part, no NUL and no half of a surrogate pair."""
+    if not isinstance(name, str) or "\0" in name or Path(name).name in ("", ".."):
+        return False
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_names(path: str | Path, files: list[TextAndRefs]) -> None:

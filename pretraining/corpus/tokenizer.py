@@ -46,6 +46,7 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     try:
         tokenizer = BertTokenizer.from_pretrained(str(directory), **options)
+        tokenizer("今天 [MASK]", "token")  # settings of a wrong type fail at the first use
     except Exception as error:  # the library raises a different exception for each way in which these files can be wrong
         raise UserError(f"{directory}: its tokenizer.json or tokenizer_config.json cannot be read ({error}); remove them") from None
     tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json keeps the settings of the program that wrote it

@@ -1,5 +1,8 @@
 """BERT models: checked configs, the one model loader, logits at the masked positions alone, floating-point operations."""
 
+import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,18 @@ from pretraining.utils import UserError, first_line
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TIED_WEIGHTS = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")  # state dicts may leave them out
 UNUSED_WEIGHTS = ("position_ids", "pooler", "seq_relationship")  # parts of a name; masked-LM training has no use for them
+MAX_LAYERS, MAX_LABELS, MAX_PARAMETERS = 1000, 1_000_000, 10**10  # of a config; more would only fill the memory
 # Dense bfloat16 operations a second, from the data sheets. The first name that is part of the device's name counts.
-DENSE_BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+DENSE_BF16_PEAK = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}
 
 # Load reports and progress bars of transformers are of no use here; our errors name what is missing.
 transformers.logging.set_verbosity_error()
@@ -53,7 +66,7 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
 
 
 def read_config(path: str | Path, what: str) -> BertConfig:
-    """Reads a BERT config JSON and checks what would fail only when the model is built."""
+    """Reads a BERT config JSON and checks what would fail only when the model is built, called or saved."""
     values = {key: value for key, value in read_json(path, what).items() if key.lstrip("_") not in CODE_KEYS}
     if values.get("model_type", "bert") != "bert":
         raise UserError(f"{path}: {what} is of type {values['model_type']}, not bert")
@@ -64,16 +77,35 @@ def read_config(path: str | Path, what: str) -> BertConfig:
         raise UserError(
             f"{path}: hidden_size {values['hidden_size']} is not divisible by num_attention_heads {values['num_attention_heads']}"
         )
+    _check_outputs(values, path, what)
+    for key, most in (("num_hidden_layers", MAX_LAYERS), ("num_labels", MAX_LABELS)):  # the library makes an object for each
+        if type(values.get(key, 0)) is not int or values.get(key, 0) > most:
+            raise UserError(f"{path}: {what} needs a whole number up to {most} for {key}")
     try:
         config = BertConfig(**values)
         with torch.device("meta"):  # shapes alone: checks that the model can be built
-            BertForMaskedLM(config)
+            parameters = BertForMaskedLM(config).num_parameters()
     except Exception as error:  # the library checks types with its own exceptions
         raise UserError(f"{path}: no BERT model can be built from {what} ({type(error).__name__}: {error})") from None
     for key in ("max_position_embeddings", "type_vocab_size"):
         if getattr(config, key) < 1:
             raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
+    for key in ("initializer_range", "layer_norm_eps"):
+        if not 0 <= getattr(config, key) < math.inf:
+            raise UserError(f"{path}: {what} has no number of 0 or above for {key}")
+    if parameters > MAX_PARAMETERS:
+        raise UserError(f"{path}: {what} asks for {parameters:,} parameters; at most {MAX_PARAMETERS:,} are possible")
     return config
+
+
+def _check_outputs(values: dict[str, Any], path: str | Path, what: str) -> None:
+    """Checks the keys of a config that say how the model is called; the calls of this project give all but these."""
+    for key in ("output_attentions", "output_hidden_states"):
+        if type(values.get(key, False)) is not bool:
+            raise UserError(f"{path}: {what} needs true or false for {key}")
+    for key, default in (("return_dict", True), ("chunk_size_feed_forward", 0)):
+        if values.get(key, default) not in (default, None):
+            raise UserError(f"{path}: {what} has another {key} than {json.dumps(default)}, with which it cannot be trained; remove it")
 
 
 def require_model_directory(directory: str | Path, what: str) -> BertConfig:
@@ -143,6 +175,8 @@ def load_masked_lm(directory: str | Path, what: str, attentions: bool = False) -
 
 def build_student(config: BertConfig, weights: str | Path | None, attentions: bool = False) -> BertForMaskedLM:
     """Builds a student with random weights, or with those of a model directory or state-dict file, which must all fit."""
+    config = copy.deepcopy(config)
+    config.output_attentions = False  # calls ask for them; a model that could not return them could not be saved
     config._attn_implementation = "eager" if attentions else "sdpa"
     model = BertForMaskedLM(config)
     if weights is None:
