@@ -142,4 +142,4 @@ def _draw_bars(
     axes.margins(x=0.12)
     axes.set(title=title, xlabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=len(series))  # above: it hides no bar
