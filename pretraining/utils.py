@@ -113,7 +113,7 @@ class OneLineErrors:
 
 
 class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
-    """The parser of every command.
+    """The parser of every command but train.py. The help of an argument ends with its default.
 
     Args:
         description: the module's docstring; printed as it is written.
@@ -121,6 +121,13 @@ class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
 
     def __init__(self, description: str | None):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def add_argument(self, *flags: Any, **options: Any) -> argparse.Action:
+        default, text = options.get("default"), options.get("help") or ""
+        if default not in (None, False, {}, argparse.SUPPRESS) and "default:" not in text:
+            shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+            options["help"] = f"{text}{'; ' if text else ''}default: {shown.replace('%', '%%')}"
+        return super().add_argument(*flags, **options)
 
 
 def positive_int(text: str) -> int:

@@ -1,5 +1,6 @@
 """utils.py: errors in one line; scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
+import ast
 import errno
 import os
 import shutil
@@ -11,6 +12,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from pretraining import COMMANDS
 from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, run_script
 from tests import workplace
 
@@ -121,6 +123,7 @@ def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
 
 SECOND_INTERRUPT = """
 import atexit, os, signal
+from pretraining import COMMANDS
 from pretraining.utils import run_script
 
 def main():
@@ -169,3 +172,32 @@ def test_an_output_directory_may_be_new_but_is_no_file(tmp_path):
     assert parse("--output_dir", str(tmp_path / "new")).output_dir == tmp_path / "new"
     with pytest.raises(UserError, match=f"--output_dir {tmp_path}/file: is a file, not a directory"):
         parse("--output_dir", str(tmp_path / "file"))
+
+
+def test_help_shows_the_defaults(capsys):
+    parser = ArgumentParser(None)
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns")
+    parser.add_argument("--layers", nargs="+", default=[0, 2])
+    parser.add_argument("--share", default="10%", help="of all")
+    parser.add_argument("--work", default="x", help="a directory; default: where you are")
+    parser.add_argument("--int8", action="store_true", help="also int8")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line.startswith("--")] == [
+        "--rounds ROUNDS timed turns; default: 7",
+        "--layers LAYERS [LAYERS ...]",
+        "--share SHARE of all; default: 10%",
+        "--work WORK a directory; default: where you are",
+        "--int8 also int8",
+    ]
+    assert "default: 0 2" in lines
+
+
+def test_examples_in_docstrings_keep_their_line_ends():
+    """A backslash at the end of a line of a docstring must be written twice, else Python joins the two lines."""
+    modules = [path for package in COMMANDS for path in (workplace.PRETRAINING.parent / package).rglob("*.py")]
+    documented = {path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in modules}
+    assert " \\\n        --matches" in documented["train.py"]
+    too_long = [name for name, text in documented.items() if any(len(line) > 140 for line in text.splitlines())]
+    assert len(modules) > 80 and too_long == []
