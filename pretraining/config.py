@@ -82,8 +82,10 @@ class TrainingArguments:
     train_batch_size: int = argument(
         default=32, help="samples per optimizer step and process; the global batch is this times the processes"
     )
-    gradient_accumulation_steps: int = argument(
-        default=1, help="forward passes per optimizer step; each takes train_batch_size / this samples"
+    gradient_accumulation_steps: int | None = argument(
+        default=None,
+        help="forward passes per optimizer step; each takes train_batch_size / this samples; default: as few as the GPU's memory allows, "
+        "on a CPU of at most 64 samples each",
     )
     learning_rate: float = argument(default=4e-4, help="peak learning rate")
     official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
@@ -122,7 +124,7 @@ class TrainingArguments:
         """Raises UserError for arguments that contradict each other; reads nothing from disk."""
         if self.mlm_probability == 0:
             raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked; give a number above 0")
-        if self.train_batch_size % self.gradient_accumulation_steps:
+        if self.gradient_accumulation_steps and self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )

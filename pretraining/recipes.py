@@ -15,6 +15,7 @@ from pretraining.launching.variables import (
     SettingError,
     convert_texts,
     count,
+    count_or_auto,
     count_or_unset,
     flags_of,
     listing,
@@ -92,7 +93,7 @@ class Settings:
     train_steps: int = variable(count, "100000")
     save_steps: int = variable(count, "10000")
     global_batch: int = variable(count, "4096")
-    forward_batch: int = variable(count, "64")
+    forward_batch: int = variable(count_or_auto, "auto")
     length: int = variable(sequence_length, "512")
     lr: str = variable(partial(text_of, positive_float), "4e-4")
     temperature: str = variable(partial(text_of, positive_float), "8")
@@ -119,9 +120,9 @@ class Settings:
         return self.global_batch // self.processes
 
     @property
-    def accumulation_steps(self) -> int:
-        """Forwards an optimizer step; one if ``forward_batch`` is larger than ``process_batch``."""
-        return max(1, self.process_batch // self.forward_batch)
+    def accumulation(self) -> dict[str, int]:
+        """The argument for the forward passes of an optimizer step; one if ``forward_batch`` is larger than ``process_batch``."""
+        return {"gradient_accumulation_steps": max(1, self.process_batch // self.forward_batch)} if self.forward_batch else {}
 
 
 def read_texts(argv: list[str] | None = None) -> dict[str, str]:
@@ -178,7 +179,7 @@ def check_numbers(settings: Settings) -> None:
         raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
     if settings.global_batch % settings.processes:
         raise SettingError(f"global_batch={settings.global_batch}: not divisible by ngpu={settings.ngpu} times nnodes={settings.nnodes}")
-    if settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:
+    if settings.forward_batch and settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:
         raise SettingError(
             f"forward_batch={settings.forward_batch}: does not divide the {settings.process_batch} samples of a process and step"
         )
@@ -259,7 +260,7 @@ def train_arguments(settings: Settings, config: str, directory: str) -> list[str
         num_train_steps=settings.train_steps,
         ckpt_steps=settings.save_steps,
         train_batch_size=settings.process_batch,
-        gradient_accumulation_steps=settings.accumulation_steps,
+        **settings.accumulation,
         learning_rate=settings.lr,
         official_schedule="linear",
         temperature=settings.temperature,

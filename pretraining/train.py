@@ -89,7 +89,7 @@ def run_checked(
         split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
         for split in files
     }
-    run = Run(args, tokenizer, device, process, compiled)
+    run = Run(args, tokenizer, device, process, compiled, checks.forward_passes(args, plan, device))
     with process_group(run):
         require_same_inputs(run, checkpoint, identity)
         announce(run, student)

@@ -44,6 +44,7 @@ def run_script(main: Callable[[], None]) -> None:
         print("error:", " ".join(text.split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break off the end of the process, with a traceback
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
     except Exception as error:

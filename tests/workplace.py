@@ -191,8 +191,9 @@ def call(script: str, arguments: list[str], directory: Path) -> None:
 
 
 def module_of(script: str) -> ModuleType:
-    """``scripts/report.py`` is ``pretraining.scripts.report``."""
-    return importlib.import_module("pretraining." + script.removesuffix(".py").replace("/", "."))
+    """``scripts/report.py`` is ``pretraining.scripts.report``, ``finetuning/run.py`` is ``finetuning.run``."""
+    name = script.removesuffix(".py").replace("/", ".")
+    return importlib.import_module(name if name.startswith("finetuning.") else f"pretraining.{name}")
 
 
 def start(command: list[str], directory: Path, **environment) -> subprocess.Popen:

@@ -25,6 +25,7 @@ from pretraining.distillation.losses import hard_label_adaptor, kd_ce_loss, mask
 from pretraining.distillation.modeling import flops_utilization, half_dtype, masked_lm_outputs, training_flops_per_sample
 from pretraining.distillation.signals import StopRequest, exit_stopped
 from pretraining.distillation.training_log import Step, TrainingLog
+from pretraining.distillation.training_state import restore_state
 from pretraining.distillation.upcoming import Batch, UpcomingStep
 from pretraining.utils import UserError, progress_bar
 
@@ -111,6 +112,7 @@ class Distiller(GeneralDistiller):
         student, teacher: BertForMaskedLM, prepared by ``modeling.prepare_models``; teacher may be None.
         intermediate_matches: from ``matches.get_matches``.
         rank, world_size: this process and the number of processes; several need an initialised process group.
+        forward_passes: micro-batches of an optimizer step.
         compiled: torch.compile runs over student, teacher and loss.
         batches: names the examples of a step whose loss is not finite.
 
@@ -128,6 +130,7 @@ class Distiller(GeneralDistiller):
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        forward_passes: int = 1,
         compiled: bool = False,
         batches: TrainingBatches | None = None,
     ):
@@ -143,7 +146,7 @@ class Distiller(GeneralDistiller):
         )
         self.kd_loss = kd_ce_loss
         self.args, self.device, self.batches = args, device, batches
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.forward_passes = rank, world_size, forward_passes
         half = half_dtype(args)
         projections = [projection for projection in self.projs if projection is not None]
         self.module = DistillationStep(student, teacher, projections, intermediate_matches, self.compute_loss, half)
@@ -159,13 +162,14 @@ class Distiller(GeneralDistiller):
         self.start_step = 0
         self.stop = StopRequest()
 
-    def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already."""
+    def restore(self, state: dict[str, Any], optimizer: torch.optim.AdamW, scheduler: Any) -> None:
+        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already.
+
+        Raises:
+            UserError: as ``restore_state``.
+        """
+        restore_state(state, self.module.projections, optimizer, scheduler, self.scaler)
         self.start_step = state["step"]
-        self.module.projections.load_state_dict(state["projections"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
 
     def train(
         self,
@@ -231,7 +235,7 @@ class Distiller(GeneralDistiller):
 
     def load_step(self, batches: Iterator[Batch]) -> UpcomingStep:
         """Takes the micro-batches of the next step from the loader; none are left behind the last step."""
-        return UpcomingStep(list(islice(batches, self.args.gradient_accumulation_steps)), self.stop.number, self.world_size)
+        return UpcomingStep(list(islice(batches, self.forward_passes)), self.stop.number, self.world_size)
 
     def forward_backward(self, step: int, micro_batches: list[Batch]) -> tuple[list[str], torch.Tensor]:
         """Adds up the gradients of a step's micro-batches.

@@ -37,6 +37,7 @@ class Run(NamedTuple):
         tokenizer: transformers.BertTokenizer.
         device: of this process.
         compiled: torch.compile runs over student, teacher and loss.
+        forward_passes: micro-batches of an optimizer step and process.
     """
 
     args: TrainingArguments
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     device: torch.device
     process: Process
     compiled: bool
+    forward_passes: int
 
 
 @contextmanager
@@ -69,12 +71,18 @@ def process_group(run: Run) -> Iterator[None]:
 
 
 def require_same_inputs(run: Run, checkpoint: Path | None, identity: dict[str, Any]) -> None:
-    """Refuses processes that see other checkpoints, data or models."""
+    """Refuses processes that see other checkpoints, data or models, or split their batch differently."""
     if run.process.world_size == 1:
         return
-    seen: list[str | None] = [None] * run.process.world_size
-    dist.all_gather_object(seen, json.dumps([checkpoint.name if checkpoint else None, identity], sort_keys=True))
-    if len(set(seen)) > 1:
+    inputs = json.dumps([checkpoint.name if checkpoint else None, identity], sort_keys=True)
+    seen: list[tuple[str, int]] = [("", 0)] * run.process.world_size
+    dist.all_gather_object(seen, (inputs, run.forward_passes))
+    passes = {passes for _, passes in seen}
+    if len(passes) > 1:
+        raise UserError(
+            f"the GPUs have different memory: give --gradient_accumulation_steps {max(passes)} (distill.sh: forward_batch), which fits the smallest"
+        )
+    if len({inputs for inputs, _ in seen}) > 1:
         raise UserError(
             "the machines see different checkpoints, data or models; put output_dir and the data on a disk that all of them share"
         )

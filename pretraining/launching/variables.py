@@ -49,6 +49,11 @@ def count_or_unset(text: str) -> int:
     return count(text) if text else 0
 
 
+def count_or_auto(text: str) -> int:
+    """0 stands for ``auto``."""
+    return 0 if text == "auto" else count(text)
+
+
 def text_of(convert: Callable[[str], Any], text: str) -> str:
     """The text as it was given, after a check that ``convert`` reads it."""
     convert(text)

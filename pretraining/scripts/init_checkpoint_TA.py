@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.corpus.files import atomic_directory, read_json, require_writable_place, write_json
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from pretraining.utils import ArgumentParser, UserError, run_script
 
@@ -39,18 +40,19 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--layers {layer}: {args.model_name_or_path} has the layers 0 to {config.num_hidden_layers - 1}")
     if args.student_config:
         check_student(args, config, read_config(args.student_config, "the student's config"))
-    made_from = {"teacher": model_sha256(args.model_name_or_path), "tokenizer": tokenizer_sha256(tokenizer), "layers": args.layers}
-    if (target / MADE_FROM).is_file():
-        saved = read_json(target / MADE_FROM, "the note on what the weights were made from")
-        if saved == {**made_from, "result": model_sha256(target)}:
-            print(f"{target}: up to date")
-            return
-    teacher = load_masked_lm(args.model_name_or_path, "the teacher")
-    student = keep_layers(teacher, args.layers)
-    with atomic_directory(target) as partial:
-        student.save_pretrained(str(partial))
-        save_tokenizer(tokenizer, partial)
-        write_json(partial / MADE_FROM, {**made_from, "result": model_sha256(partial)})
+    with exclusive(target.with_name(f".{target.name}.lock"), f"--dump_checkpoint {target}"):
+        made_from = {"teacher": model_sha256(args.model_name_or_path), "tokenizer": tokenizer_sha256(tokenizer), "layers": args.layers}
+        if (target / MADE_FROM).is_file():
+            saved = read_json(target / MADE_FROM, "the note on what the weights were made from")
+            if saved == {**made_from, "result": model_sha256(target)}:
+                print(f"{target}: up to date")
+                return
+        teacher = load_masked_lm(args.model_name_or_path, "the teacher")
+        student = keep_layers(teacher, args.layers)
+        with atomic_directory(target) as partial:
+            student.save_pretrained(str(partial))
+            save_tokenizer(tokenizer, partial)
+            write_json(partial / MADE_FROM, {**made_from, "result": model_sha256(partial)})
     print(f"{args.dump_checkpoint}: layers {args.layers} of {args.model_name_or_path}, {student.num_parameters():,} parameters")
 
 

@@ -65,14 +65,14 @@ def model_flops_utilization(text: str) -> float:
 
 
 def read_plan_settings(args: argparse.Namespace) -> Settings:
-    """The variables of distill.sh with the published values, the command line's words, and any forward_batch at first."""
+    """The variables of distill.sh: the published values, replaced by the words of the command line."""
     entries = fields(Settings)
     words = read_words([args.recipe, *args.variables], [entry.name for entry in entries])
     for name in ("ngpu", "nnodes"):
         if name in words:
             raise UserError(f"{name}={words[name]}: give all GPUs of all machines as --ngpu")
     published = {entry.name: entry.metadata["default"] for entry in entries}
-    return read_settings({**published, "forward_batch": "1", "ngpu": str(args.ngpu), **words})
+    return read_settings({**published, "ngpu": str(args.ngpu), **words})
 
 
 # ---------------------------------------------------------------- printed
@@ -91,7 +91,7 @@ def print_plan(args: argparse.Namespace, settings: Settings, trainings: "list[Tr
         "traced. data sheet: the maker's figure. estimated: by a model of the GPU.\n",
         flush=True,
     )
-    batches = [choose_batch(settings, args, training, card) for training in trainings]
+    batches = [min(settings.forward_batch, settings.process_batch) or training.largest_forward_batch(card) for training in trainings]
     traces = [trace_batches(training, batch) for training, batch in zip(trainings, batches)]
     print(time_table(args, trainings, batches, traces, compiled))
     if not args.mfu:
@@ -106,13 +106,6 @@ def print_plan(args: argparse.Namespace, settings: Settings, trainings: "list[Tr
     )
     print(memory_table(trainings, batches, traces, card))
     print(f"\n{disk_table(args, settings, trainings)}")
-
-
-def choose_batch(settings: Settings, args: argparse.Namespace, training: "Training", card: Card) -> int:
-    """The forward_batch of a stage: the one that is given, else the largest that fits the card."""
-    if any(word.startswith("forward_batch=") for word in args.variables):
-        return min(settings.forward_batch, settings.process_batch)
-    return training.largest_forward_batch(card)
 
 
 def time_table(args: argparse.Namespace, trainings: "list[Training]", batches: list[int], traces: list, compiled: bool) -> str:

@@ -1,6 +1,5 @@
 """A full disk: one line, status 2, what was written before stays whole, and the rerun with space ends as if nothing had happened."""
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -9,49 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests import tiny, workplace
+from tests.faults.disks import CannotMountError, FileSizeLimit, Tmpfs
 from tests.workplace import command_line, entries
 
 REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
 DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}
-
-
-class Tmpfs:
-    """A small file system of its own."""
-
-    def __init__(self, place: Path, kilobytes: int):
-        self.place = place
-        place.mkdir()
-        self._mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place))
-
-    def _mount(self, *arguments: str) -> None:
-        done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
-
-    def prepare(self) -> None:
-        """For the process that is to meet the full disk."""
-
-    def make_space(self) -> None:
-        self._mount("-o", "remount,size=100m", str(self.place))
-
-    def close(self) -> None:
-        subprocess.run(["umount", str(self.place)], check=True)
-
-
-class FileSizeLimit:
-    """The system refuses to let a file grow beyond a size, which programs see as they see a full disk."""
-
-    def __init__(self, place: Path, kilobytes: int):
-        self.bytes = kilobytes << 10
-
-    def prepare(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
-
-    def make_space(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -60,9 +21,10 @@ def full(request, work):
     made = []
 
     def make(kind, script: str, kilobytes: int):
-        if shutil.which("mount") is None and kind is Tmpfs:
-            pytest.skip("no mount here")
-        made.append(kind(work / DIRECTORIES[script], kilobytes))
+        try:
+            made.append(kind(work / DIRECTORIES[script], kilobytes))
+        except CannotMountError as error:
+            pytest.skip(str(error))
         return made[-1]
 
     yield make

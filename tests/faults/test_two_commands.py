@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import workplace
+from tests import tiny, workplace
 from tests.faults.forking import Run
 from tests.workplace import command_line
 
 pytestmark = pytest.mark.slow
 
-REFS, SHARDS, TRAIN, FIRST_WEIGHTS, _ = workplace.ARGUMENTS
+REFS, _, TRAIN, FIRST_WEIGHTS, _ = workplace.ARGUMENTS
 LONG = {"num_train_steps": 100000, "ckpt_steps": 2, "resume_from_checkpoint": "latest"}
 
 
@@ -70,3 +70,43 @@ def test_evaluation_beside_a_training_run_is_allowed(work, at_work):
     assert evaluation.status(60) == 0, evaluation.log.read_text()
     assert (work / "run" / "eval.json").is_file()
     assert first.process.exitcode is None
+
+
+def test_references(work, at_work):
+    tiny.write_text(work / "a.txt", tiny.paragraphs(30000, seed=4), tiny.write_vocabulary(work / "vocabulary"))
+    for refs in work.glob("*.refs"):
+        refs.unlink()
+    first = at_work(REFS, ".a.refs.partial")
+    second = Run(REFS, command_line(REFS, overwrite=[]), work, work / "log2")
+    assert second.status(60) == 2
+    assert_refused(second.log.read_text(), "reference files in .", first.process.pid)
+    assert first.kill() and not (work / "a.refs").exists()
+    third = Run(REFS, command_line(REFS), work, work / "log3")
+    assert third.status(120) == 0, third.log.read_text()
+    assert len((work / "a.refs").read_text().splitlines()) == 30000
+
+
+HOLD = """
+import os, signal, sys
+from pretraining.scripts import init_checkpoint_TA
+def stop(*_):
+    print("ready", flush=True)
+    signal.alarm(120)
+    signal.pause()
+init_checkpoint_TA.keep_layers = stop
+init_checkpoint_TA.main(sys.argv[1:])
+"""
+
+
+def test_first_weights(work, capfd):
+    first = workplace.start([sys.executable, "-c", HOLD, *command_line(FIRST_WEIGHTS)], work)
+    try:
+        assert first.stdout.readline() == b"ready\n"
+        second = workplace.run_here(FIRST_WEIGHTS, command_line(FIRST_WEIGHTS), work, capfd)
+        assert second.status == 2
+        assert_refused(second.err, "--dump_checkpoint init", first.pid)
+    finally:
+        first.kill()
+        first.communicate()
+    assert workplace.run_here(FIRST_WEIGHTS, command_line(FIRST_WEIGHTS), work, capfd).status == 0
+    assert sorted(path.name for path in work.glob(".init*")) == [".init.lock"]

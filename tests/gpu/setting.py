@@ -90,7 +90,8 @@ def build_distiller(
     """Prepares the models as training.train does; ``options`` are Distiller's: rank, world_size, batches."""
     student, teacher = models
     prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=compiled, cpu_kernels=args.cpu_kernels)
-    return Distiller(args, student, teacher, setting.matches, device, compiled=compiled, **options)
+    passes = args.gradient_accumulation_steps or 1
+    return Distiller(args, student, teacher, setting.matches, device, forward_passes=passes, compiled=compiled, **options)
 
 
 def train(

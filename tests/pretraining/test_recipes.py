@@ -26,7 +26,7 @@ FAKE_PYTHON = """#!{python} -SE
 import json, os, signal, sys, time
 
 words = sys.argv[1:]
-if words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
+if words[0] == "-c" or words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
     os.execv("{python}", ["{python}", *words])
 
 
@@ -164,7 +164,7 @@ def test_the_published_values_are_the_defaults(defaults):
         "train_steps": "100000",
         "save_steps": "10000",
         "global_batch": "4096",
-        "forward_batch": "64",
+        "forward_batch": "auto",
         "length": "512",
         "lr": "4e-4",
         "temperature": "8",
@@ -215,7 +215,7 @@ def test_python_may_be_a_word(shell):
 DEFAULTS_OF_H256 = """==== h256, with these settings:
   teacher=./pretrained_model_path/RoBERTa  json_files=./jsons/data.json  data_cache_dir=./dataset/shards  saves=./saves
   ngpu=1  nnodes=1  node_rank=0  master_addr=127.0.0.1  master_port=29500  train_steps=100000  save_steps=10000
-  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=10236797  precision=bf16  compile=auto
+  global_batch=4096  forward_batch=auto  length=512  lr=4e-4  temperature=8  seed=10236797  precision=bf16  compile=auto
   workers={cpus}  python=python  ta_config=./distill_configs/distill_rbt6.json  ta_layers='0 2 4 7 9 11'
   ta_matches=L6_hidden_mse  student_config=./distill_configs/MiniRBT-h256.json  student_matches=L6h256_rbt6_hidden_mse
 not the default: {changed}"""
@@ -254,7 +254,7 @@ def test_torch_is_imported_only_to_count_gpus(defaults):
 RUN = (
     "train.py --do_train --resume_from_checkpoint latest --student_config ./distill_configs/{config}.json --output_dir ./saves/{name} "
     "--data_files_json ./jsons/data.json --data_cache_dir ./dataset/shards --preprocessing_num_workers 3 --max_seq_length 512 "
-    "--num_train_steps 100000 --ckpt_steps 10000 --train_batch_size 4096 --gradient_accumulation_steps 64 "
+    "--num_train_steps 100000 --ckpt_steps 10000 --train_batch_size 4096 "
     "--learning_rate 4e-4 --official_schedule linear --temperature 8 --random_seed 10236797 "
 )
 ROBERTA = "./pretrained_model_path/RoBERTa"
@@ -410,15 +410,16 @@ def test_values_reach_the_commands_as_they_are(defaults):
         (2, 3, 12, 1, 2, 2),
         (1, 1, 1, 64, 1, 1),
         (3, 1, 12, 64, 4, 1),
+        (8, 1, 4096, "auto", 512, None),
     ],
 )
 def test_the_global_batch_is_divided(ngpu, nnodes, global_batch, forward_batch, process_batch, accumulation, defaults):
     numbers = {"ngpu": ngpu, "nnodes": nnodes, "global_batch": global_batch, "forward_batch": forward_batch}
     settings = settings_of(defaults, **{name: str(number) for name, number in numbers.items()})
-    assert (settings.process_batch, settings.accumulation_steps) == (process_batch, accumulation)
     for stage in recipes.build_stages(settings):
-        at = stage.train.index("--train_batch_size")
-        assert stage.train[at + 1 : at + 4] == [str(process_batch), "--gradient_accumulation_steps", str(accumulation)]
+        assert stage.train[stage.train.index("--train_batch_size") + 1] == str(process_batch)
+        name = "--gradient_accumulation_steps"
+        assert (stage.train[stage.train.index(name) + 1] if name in stage.train else None) == (str(accumulation) if accumulation else None)
 
 
 WHOLE = "must be a whole number above 0"
@@ -540,6 +541,38 @@ def test_a_refusal_is_one_line_and_starts_nothing(shell):
     assert ended == (2, "", "error: distill.sh: train_step=10: no such variable; did you mean train_steps=…?\n", [])
     ended = shell.run("h256", python="no_such_python")
     assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_head_of_distill_sh_and_its_variables(word, shell):
+    ended = shell.run(word)
+    assert (ended.status, ended.err, ended.noted) == (0, "", [])
+    assert ended.out.startswith("Distils a student by one of the published recipes.") and "$" not in ended.out.replace(
+        "$saves", ""
+    ).replace("$(", "")
+    shown = dict(re.findall(r"^(\w+)=(.*?)(?: +#.*)?$", ended.out, re.MULTILINE))
+    published = {field.name: field.metadata["default"] for field in fields(recipes.Settings)[1:]}
+    assert {**shown, "workers": ""} == {**published, "workers": ""}
+
+
+def test_an_environment_without_this_project_is_one_line(tmp_path, shell):
+    shell.python.write_text("#!/bin/sh\necho no module named pretraining >&2; exit 1\n")
+    ended = shell.run()
+    message = f"error: distill.sh: python={shell.python} does not find this project; run pip install -e . in its directory\n"
+    assert ended == (2, "", message, [])
+    demo = subprocess.run(
+        ["sh", DISTILL_SH.parent / "scripts" / "demo.sh"], env={"python": str(shell.python)}, capture_output=True, text=True
+    )
+    assert (demo.returncode, demo.stdout) == (2, "") and demo.stderr.startswith(
+        f"error: demo.sh: {shell.python} does not find this project; "
+    )
+
+
+def test_the_demo_takes_no_variable_of_distill_sh_from_outside():
+    """ta_layers of the user's shell, say, would make another demo, or stop it after minutes."""
+    demo = (DISTILL_SH.parent / "scripts" / "demo.sh").read_text()
+    unset = re.search(r"^unset ((?:.*\\\n)*.*)\n", demo, re.MULTILINE)[1].replace("\\\n", " ").split()
+    assert unset == [field.name for field in fields(recipes.Settings)[1:] if field.name != "python"]
 
 
 # ---------------------------------------------------------------- the order

@@ -22,6 +22,40 @@ def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
     assert workplace.run_there([sys.executable, "train.py", "--help"], clone / "pretraining").status == 0
 
 
+def run_with_modules(directory: Path, script: str, **modules: str) -> workplace.Ended:
+    """Runs a command with modules of a test's own in place of others; pretraining/ is the working directory."""
+    for name, text in modules.items():
+        (directory / f"{name}.py").write_text(text)
+    return workplace.run_there([sys.executable, script, "--help"], workplace.PRETRAINING, PYTHONPATH=str(directory))
+
+
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize("script", ["train.py", "my_datasets.py", "scripts/report.py", "../finetuning/run.py"])
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    ended = run_with_modules(tmp_path, script, tqdm=INTERRUPT)
+    assert ended[:3] == (130, "", "interrupted; run the same command again to resume\n")
+
+
+SECOND_INTERRUPT = """
+import atexit, os, signal
+from pretraining.utils import run_script
+
+def main():
+    raise KeyboardInterrupt
+
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+run_script(main)
+"""
+
+
+def test_a_second_ctrl_c_changes_nothing(tmp_path):
+    """It comes while the process ends, where it gave a traceback."""
+    ended = workplace.run_there([sys.executable, "-c", SECOND_INTERRUPT], tmp_path)
+    assert ended[:3] == (130, "", "interrupted; run the same command again to resume\n")
+
+
 def parse(*arguments: str):
     parser = ArgumentParser(None)
     parser.add_argument("--models", action=NamedPaths, default={})
