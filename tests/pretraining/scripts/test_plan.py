@@ -55,7 +55,15 @@ def test_plan_with_a_known_mfu(printed):
     assert row[1] == "16" and row[3] == "50%" and "MFU (given)" in cells(lines, "stage")
     rate, flops = float(row[4].replace(",", "")), float(row[2])
     assert flops / (1000 * 256) * rate == pytest.approx(2 * 0.5 * 312e12, rel=0.01)
+    assert flops / (2 * 0.5 * 312e12) / 3600 == pytest.approx(float(row[5]), abs=0.05)
     assert not any(line.startswith("MFU: the roofline") for line in lines)
+
+
+def test_gpu_hours_are_hours_times_gpus(printed):
+    lines = printed("--recipe one-stage --gpu 4090 --ngpu 2 --mfu 1e-9", ONE_STAGE)
+    for row in (cells(lines, "minirbt_h256_one_stage"), cells(lines, "all")):
+        hours, gpu_hours = (float(cell.replace(",", "")) for cell in row[-2:])
+        assert hours > 100 and gpu_hours == pytest.approx(2 * hours, rel=0.01)
 
 
 @pytest.mark.parametrize(
