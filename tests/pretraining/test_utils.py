@@ -1,13 +1,15 @@
 """utils.py: scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory
-from tests import workplace
+from pretraining import train
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory
+from tests import tiny, workplace
 
 
 def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
@@ -88,3 +90,22 @@ def test_an_output_directory_may_be_new_but_is_no_file(tmp_path):
     assert parse("--output_dir", str(tmp_path / "new")).output_dir == tmp_path / "new"
     with pytest.raises(UserError, match=f"--output_dir {tmp_path}/file: is a file, not a directory"):
         parse("--output_dir", str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(None, 24), ("8", 3), ("64", 1)])
+def test_the_processes_of_a_machine_share_the_cores_that_a_scheduler_left_them(processes, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 208)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)  # torchrun sets it
+    assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize(("cores", "started"), [(208, "32"), (4, "4")])
+def test_train_starts_at_most_as_many_compiler_processes_as_torch_would(cores, started, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(train, "cores_per_process", lambda: cores)
+    tiny.run_train([*corpus.arguments(tmp_path / "run"), "--check_only", "true"])
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == started
