@@ -34,8 +34,9 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.tokenizer_directory)
 
+    compiler_processes = min(32, cores_per_process())  # 32 is torch's own limit
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compiler_processes))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores_per_process()))  # torch reads it when it is imported
     from pretraining.distillation import checks
     from pretraining.distillation.processes import Process, Run
 

@@ -217,8 +217,9 @@ def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], 
 
 
 def cores_per_process() -> int:
-    """Cores for each process of torchrun on this machine, at least 1."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """The cores that this process may use, shared with the other processes of torchrun on this machine; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # schedulers leave a job few of all
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 # ---------------------------------------------------------------- progress

@@ -12,9 +12,9 @@ from urllib.error import HTTPError
 
 import pytest
 
-from pretraining import COMMANDS
-from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, run_script
-from tests import workplace
+from pretraining import COMMANDS, train
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory, run_script
+from tests import tiny, workplace
 
 
 @pytest.fixture
@@ -201,3 +201,22 @@ def test_examples_in_docstrings_keep_their_line_ends():
     assert " \\\n        --matches" in documented["train.py"]
     too_long = [name for name, text in documented.items() if any(len(line) > 140 for line in text.splitlines())]
     assert len(modules) > 80 and too_long == []
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(None, 24), ("8", 3), ("64", 1)])
+def test_the_processes_of_a_machine_share_the_cores_that_a_scheduler_left_them(processes, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 208)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)  # torchrun sets it
+    assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize(("cores", "started"), [(208, "32"), (4, "4")])
+def test_train_starts_at_most_as_many_compiler_processes_as_torch_would(cores, started, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(train, "cores_per_process", lambda: cores)
+    tiny.run_train([*corpus.arguments(tmp_path / "run"), "--check_only", "true"])
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == started
