@@ -11,8 +11,8 @@ from tests import tiny, workplace
 from tests.faults.disks import CannotMountError, FileSizeLimit, Tmpfs
 from tests.workplace import command_line, entries
 
-REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
-DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}
+REFS, SHARDS, TRAIN, INIT, *_ = workplace.ARGUMENTS
+DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run", INIT: "init"}
 
 
 @pytest.fixture
@@ -132,3 +132,14 @@ def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
     weights = "gs6/model.safetensors"
     assert (work / "run" / weights).read_bytes() == (work / "undisturbed" / weights).read_bytes()
     assert tiny.scalars(work / "run") == tiny.scalars(work / "undisturbed")
+
+
+@pytest.mark.slow
+def test_while_writing_first_weights(full, work, capfd):
+    disk = full(FileSizeLimit, INIT, 16)
+    assert_one_line(run_in_space(INIT, disk, work), "init: ")
+    assert not list(work.glob("*init"))
+
+    assert workplace.run_here(INIT, command_line(INIT), work, capfd).status == 0
+    assert workplace.run_here(INIT, command_line(INIT, dump_checkpoint="undisturbed"), work, capfd).status == 0
+    assert tiny.snapshot(work / "init") == tiny.snapshot(work / "undisturbed")
