@@ -40,7 +40,7 @@ CHANGES = {
     "train_batch_size": 16,
     "resume_from_checkpoint": "latest",
 }
-DISK_KILOBYTES = 128 << 10
+DISK_KILOBYTES = 512 << 10  # the scalars of an hour take up to 200 MB
 PATIENCE = 300  # seconds until a step, a checkpoint or an end counts as lost
 SETTLED = 30  # seconds after the first checkpoint of a life that are left out of the statistics
 SLOPE_SECONDS, SLOPE_LIMIT = 600, 20.0  # the memory of shorter lives is not judged; MB an hour
