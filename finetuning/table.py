@@ -2,10 +2,12 @@
 
     python finetuning/table.py results/MiniRBT/*/results.json results/RBT6/*/results.json --teacher RBT6
 
-Every argument is a results.json, or NAME=results.json if the directory of the model has no clear name. The tables have published
-and measured rows, each marked as such; "-" stands for what was not measured.
+Every argument is a results.json. Its row has the name of the model's directory. If two results are of one model and task, the rows have
+the names of the results' directories: results/NAME/TASK/results.json. NAME=results/x/*/results.json gives another name. The tables have
+published and measured rows, each marked as such; "-" stands for what was not measured.
 """
 
+import glob
 import math
 import re
 from pathlib import Path
@@ -25,6 +27,39 @@ PROTOCOL_SETTINGS = {"max_seq_length", "per_device_train_batch_size", "learning_
 Results = dict[str, dict[str, dict[str, Any]]]  # model -> task -> content of a results.json
 
 # ---------------------------------------------------------------- what was measured
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Replaces ``NAME=PATTERN``, which a shell leaves as it is, by ``NAME=PATH`` of each file."""
+    expanded: list[str] = []
+    for argument in arguments:
+        name, equals, pattern = argument.rpartition("=")
+        if not equals or Path(argument).exists() or not glob.has_magic(pattern):
+            expanded.append(argument)
+            continue
+        paths = sorted(glob.glob(pattern))
+        if not paths:
+            raise UserError(f"{argument}: no file has a name like that")
+        expanded += [f"{name}={path}" for path in paths]
+    return expanded
+
+
+def name_apart(arguments: list[str]) -> list[str]:
+    """Puts ``NAME=`` before the results of a model that has two for one task; NAME is the results' directory above the task's."""
+    models: dict[str, str] = {}
+    cells: dict[tuple[str, str], set[str]] = {}
+    for argument in arguments:
+        if "=" in argument and not Path(argument).exists():
+            continue  # has a name
+        content = read_json(_file(argument), "a results.json of run.py")
+        models[argument] = model_name(str(content.get("model")))
+        cells.setdefault((models[argument], str(content.get("task"))), set()).add(argument)
+    twice = {model for (model, _), same in cells.items() if len({_file(path).resolve().parents[1] for path in same}) > 1}
+    return [f"{_file(text).resolve().parents[1].name}={text}" if models.get(text) in twice else text for text in arguments]
+
+
+def _file(path: str) -> Path:
+    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
 
 
 def read_results(arguments: list[str]) -> Results:
@@ -214,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--one_stage", help="the measured model that was distilled in one stage")
     parser.add_argument("--output_dir", default="tables", help="for tables.md, one CSV file per table, and tables.png")
     args = parser.parse_args(argv)
-    results = read_results(args.results)
+    results = read_results(name_apart(expand(args.results)))
     for name in ("teacher", "two_stage", "one_stage"):
         if getattr(args, name) not in (None, *results):
             raise UserError(f"--{name} {getattr(args, name)}: no results of that model are given, only of {', '.join(results)}")
