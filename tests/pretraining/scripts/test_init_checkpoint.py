@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
 from pretraining.distillation.modeling import load_masked_lm
 from pretraining.scripts import init_checkpoint_TA
@@ -66,3 +67,16 @@ def test_layers_and_sizes_are_those_of_the_student_that_is_named(corpus, tmp_pat
     assert not (tmp_path / "init").exists()
     run("0", "3")
     assert (tmp_path / "init" / "model.safetensors").exists()
+
+
+def test_a_full_disk_is_one_line(corpus, tmp_path, monkeypatch):
+    """safetensors has an exception of its own for it."""
+
+    def full(*_, **__):
+        raise RuntimeError("I/O error: No space left on device\nmore")
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    target = tmp_path / "init"
+    with pytest.raises(UserError, match=f"{target}: could not be written; is the disk full?"):
+        init_checkpoint_TA.main(["--model_name_or_path", str(corpus.teacher), "--dump_checkpoint", str(target), "--layers", "0"])
+    assert [path.name for path in tmp_path.iterdir()] == [".init.lock"]
