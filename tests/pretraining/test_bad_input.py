@@ -445,6 +445,7 @@ TRAINING = [
     Case("a truth value that is none", "--do_train & maybe", changes={"do_train": "maybe"}),
     Case("an unknown schedule", "--official_schedule & cosine", changes={"official_schedule": "cosine"}),
     Case("a batch that is not divisible", "--train_batch_size 4 & --gradient_accumulation_steps 3", changes={"gradient_accumulation_steps": 3}),
+    Case("an output directory in /proc", "--output_dir /proc/run: cannot be written, /proc", changes={"output_dir": "/proc/run"}),
     Case("both precisions", "--fp16 & --bf16", changes={"fp16": "true", "bf16": "true"}),
     Case("fp16 without CUDA", "--fp16 & CUDA", changes={"fp16": "true"}),
     Case("nothing to do", "--do_train & --do_eval", changes={"do_train": None}),
@@ -648,6 +649,7 @@ RECIPES = [
     Case("matches for a recipe without a teacher", "student_matches=L2h16_L2h32_hidden_mse: recipe rbt3", changes=NO_ASSISTANT, more=("rbt3",)),
     # ---- these reach the checks of the commands
     Case("no teacher", "nowhere: no such directory", changes={"teacher": "nowhere"}),
+    Case("runs where nothing can be made", "--output_dir /proc/runs/rbt6_kd: cannot be written, /proc", changes={"saves": "/proc/runs"}),
     Case("a layer that the teacher has not", "--layers 9", changes={"ta_layers": "0 9"}),
     Case("fewer layers than the assistant has", "--layers 0: ./assistant.json has 2 layers & ta_layers", changes={"ta_layers": "0"}),
     Case("an assistant wider than the teacher's layers", "assistant.json: hidden_size is 64 & 32", change_json("assistant.json", hidden_size=64), WIDE),
@@ -700,7 +702,7 @@ def test_references_that_do_not_fit_leave_the_shards_before_them(work, capfd):
     """They are only found when the line is tokenised; what was built by then is whole and stays."""
     change_line("b.refs", 2, "[2, 300]")(work)
     ended = run_here(SHARDS, command_line(SHARDS), work, capfd)
-    assert ended.status == 2 and ended.err.split("\n")[1].startswith("error: b.refs:2: position 300 lies outside")  # after a's bar
+    assert ended.status == 2 and ended.err.split("\n")[0].startswith("error: b.refs:2: position 300 lies outside")
     assert sorted(path.name for path in (work / "shards").iterdir()) == [".a.lock", ".b.lock", "a"]
     assert {path.name for path in (work / "shards/a").iterdir()} == {"data.arrow", "shard.json"}
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from pretraining import recipes
+from pretraining.corpus.locks import exclusive
 from pretraining.utils import UserError
 
 DISTILL_SH = Path(recipes.__file__).with_name("distill.sh")
@@ -26,7 +27,7 @@ FAKE_PYTHON = """#!{python} -SE
 import json, os, signal, sys, time
 
 words = sys.argv[1:]
-if words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
+if words[0] == "-c" or words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
     os.execv("{python}", ["{python}", *words])
 
 
@@ -543,6 +544,38 @@ def test_a_refusal_is_one_line_and_starts_nothing(shell):
     assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
 
 
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_head_of_distill_sh_and_its_variables(word, shell):
+    ended = shell.run(word)
+    assert (ended.status, ended.err, ended.noted) == (0, "", [])
+    assert ended.out.startswith("Distils a student by one of the published recipes.") and "$" not in ended.out.replace(
+        "$saves", ""
+    ).replace("$(", "")
+    shown = dict(re.findall(r"^(\w+)=(.*?)(?: +#.*)?$", ended.out, re.MULTILINE))
+    published = {field.name: field.metadata["default"] for field in fields(recipes.Settings)[1:]}
+    assert {**shown, "workers": ""} == {**published, "workers": ""}
+
+
+def test_an_environment_without_this_project_is_one_line(tmp_path, shell):
+    shell.python.write_text("#!/bin/sh\necho no module named pretraining >&2; exit 1\n")
+    ended = shell.run()
+    message = f"error: distill.sh: python={shell.python} does not find this project; run pip install -e . in its directory\n"
+    assert ended == (2, "", message, [])
+    demo = subprocess.run(
+        ["sh", DISTILL_SH.parent / "scripts" / "demo.sh"], env={"python": str(shell.python)}, capture_output=True, text=True
+    )
+    assert (demo.returncode, demo.stdout) == (2, "") and demo.stderr.startswith(
+        f"error: demo.sh: {shell.python} does not find this project; "
+    )
+
+
+def test_the_demo_takes_no_variable_of_distill_sh_from_outside():
+    """ta_layers of the user's shell, say, would make another demo, or stop it after minutes."""
+    demo = (DISTILL_SH.parent / "scripts" / "demo.sh").read_text()
+    unset = re.search(r"^unset ((?:.*\\\n)*.*)\n", demo, re.MULTILINE)[1].replace("\\\n", " ").split()
+    assert unset == [field.name for field in fields(recipes.Settings)[1:] if field.name != "python"]
+
+
 # ---------------------------------------------------------------- the order
 
 
@@ -611,8 +644,19 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
     assert shell.run(recipe).status == 0
 
 
+def test_the_second_of_two_is_refused_before_anything_is_written(shell):
+    result = shell.saves / "minirbt_h256"
+    with exclusive(result / ".distill.lock", result):
+        ended = shell.run("h256")
+        assert ended.status == 2 and all(step.startswith("check") for step in steps_of(ended.noted))
+        assert ended.err.startswith(f"error: {result}: in use by process {os.getpid()} on ") and ended.err.count("\n") == 1
+        assert shell.run("h256", nnodes="2", node_rank="1").status == shell.run("one-stage").status == 0
+    assert shell.run("h256").status == 0
+
+
 @pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
-def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
+def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     seen = []
     runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
     monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)

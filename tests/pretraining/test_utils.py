@@ -1,15 +1,96 @@
-"""utils.py: scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
+"""utils.py: errors in one line; scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
+import ast
+import errno
 import os
 import shutil
+import signal
+import socket
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
-from pretraining import train
-from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory
+from pretraining import COMMANDS, train
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory, run_script
 from tests import tiny, workplace
+
+
+@pytest.fixture
+def outcome(capsys):
+    """``outcome(main)``: the exit status of a command and what it printed on stderr; other errors pass."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def run(main) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
+        return end.value.code, capsys.readouterr().err
+
+    yield run
+    signal.signal(signal.SIGINT, handler)
+
+
+def raises(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_an_error_about_a_file_by_its_name_is_one_line(outcome, tmp_path):
+    assert outcome((tmp_path / "none").read_text) == (2, f"error: {tmp_path}/none: No such file or directory\n")
+    assert outcome(lambda: os.listdir(os.fsencode(tmp_path / "none"))) == (2, f"error: {tmp_path}/none: No such file or directory\n")
+
+
+def test_a_full_disk_and_missing_permissions_are_one_line(outcome):
+    assert outcome(raises(OSError(errno.ENOSPC, "No space left on device"))) == (2, "error: No space left on device\n")
+    assert outcome(raises(PermissionError(errno.EPERM, "Operation not permitted"))) == (2, "error: Operation not permitted\n")
+
+
+def connect_to_nobody() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        socket.create_connection(free.getsockname()).close()
+
+
+@pytest.mark.parametrize(
+    ("main", "kind"),
+    [
+        (connect_to_nobody, ConnectionRefusedError),
+        (lambda: os.waitpid(os.getpid(), 0), ChildProcessError),
+        (lambda: os.read(99, 1), OSError),
+        (raises(HTTPError("http://localhost/x", 404, "Not Found", None, None)), HTTPError),
+        (raises(OSError("a library's text")), OSError),
+    ],
+)
+def test_other_system_errors_are_faults_and_keep_their_traceback(main, kind, outcome):
+    with pytest.raises(kind):
+        outcome(main)
+
+
+def test_a_command_whose_reader_has_read_enough_ends_without_a_word(tmp_path):
+    code = "from pretraining.utils import run_script; run_script(lambda: [print('x' * 99) for _ in range(100_000)])"
+    process = workplace.start([sys.executable, "-c", code], tmp_path)
+    assert process.stdout and process.stderr and process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_a_traceback_of_every_error_if_asked_for(outcome, monkeypatch):
+    def main() -> None:
+        try:
+            int("x")
+        except ValueError:
+            raise UserError("a.json:1: no number") from None
+
+    assert outcome(main) == (2, "error: a.json:1: no number\n")
+    monkeypatch.setenv("MINIRBT_TRACEBACK", "1")
+    status, err = outcome(main)
+    assert status == 2 and err.endswith("\nerror: a.json:1: no number\n")
+    assert "ValueError: invalid literal" in err and "pretraining.utils.UserError: a.json:1: no number" in err
+    status, err = outcome(raises(KeyboardInterrupt()))
+    assert status == 130 and "Traceback" in err and err.endswith("\ninterrupted; run the same command again to resume\n")
 
 
 def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
@@ -42,6 +123,7 @@ def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
 
 SECOND_INTERRUPT = """
 import atexit, os, signal
+from pretraining import COMMANDS
 from pretraining.utils import run_script
 
 def main():
@@ -90,6 +172,35 @@ def test_an_output_directory_may_be_new_but_is_no_file(tmp_path):
     assert parse("--output_dir", str(tmp_path / "new")).output_dir == tmp_path / "new"
     with pytest.raises(UserError, match=f"--output_dir {tmp_path}/file: is a file, not a directory"):
         parse("--output_dir", str(tmp_path / "file"))
+
+
+def test_help_shows_the_defaults(capsys):
+    parser = ArgumentParser(None)
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns")
+    parser.add_argument("--layers", nargs="+", default=[0, 2])
+    parser.add_argument("--share", default="10%", help="of all")
+    parser.add_argument("--work", default="x", help="a directory; default: where you are")
+    parser.add_argument("--int8", action="store_true", help="also int8")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line.startswith("--")] == [
+        "--rounds ROUNDS timed turns; default: 7",
+        "--layers LAYERS [LAYERS ...]",
+        "--share SHARE of all; default: 10%",
+        "--work WORK a directory; default: where you are",
+        "--int8 also int8",
+    ]
+    assert "default: 0 2" in lines
+
+
+def test_examples_in_docstrings_keep_their_line_ends():
+    """A backslash at the end of a line of a docstring must be written twice, else Python joins the two lines."""
+    modules = [path for package in COMMANDS for path in (workplace.PRETRAINING.parent / package).rglob("*.py")]
+    documented = {path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in modules}
+    assert " \\\n        --matches" in documented["train.py"]
+    too_long = [name for name, text in documented.items() if any(len(line) > 140 for line in text.splitlines())]
+    assert len(modules) > 80 and too_long == []
 
 
 @pytest.mark.parametrize(("processes", "cores"), [(None, 24), ("8", 3), ("64", 1)])
