@@ -1,6 +1,5 @@
 """Cases for several processes on the CPU: two real ones with gloo, and one that stands for the first of many."""
 
-import functools
 import tempfile
 from itertools import count
 from pathlib import Path
@@ -21,7 +20,7 @@ PROCESSES, MICRO_BATCHES, STEPS = 2, 2, 2
 Gradients = list[dict[str, torch.Tensor]]
 
 
-def two_processes(bucket_megabytes: float, compiled: bool) -> dict[str, Any]:
+def two_processes(compiled: bool) -> dict[str, Any]:
     """Two processes and one eager process train on the same examples.
 
     Returns:
@@ -29,7 +28,7 @@ def two_processes(bucket_megabytes: float, compiled: bool) -> dict[str, Any]:
         says what a wrong gradient looks like; ``graphs``, how many each process gave to the compiler.
     """
     with tempfile.TemporaryDirectory() as directory:
-        arguments = (Path(directory), bucket_megabytes, compiled)
+        arguments = (Path(directory), compiled)
         torch.multiprocessing.start_processes(one_of_two, arguments, nprocs=PROCESSES, start_method="fork")
         ranks = [torch.load(Path(directory) / f"{rank}.pt") for rank in range(PROCESSES)]
         alone = gradients(Path(directory), 0, world_size=1)
@@ -40,10 +39,9 @@ def two_processes(bucket_megabytes: float, compiled: bool) -> dict[str, Any]:
     }
 
 
-def one_of_two(rank: int, directory: Path, bucket_megabytes: float, compiled: bool) -> None:
-    """One of the processes; writes its gradients. DDP reduces them in buckets, and torch.compile splits its graph where a bucket ends."""
-    initialize, compile_module = DistributedDataParallel.__init__, nn.Module.compile
-    DistributedDataParallel.__init__ = functools.partialmethod(initialize, bucket_cap_mb=bucket_megabytes)
+def one_of_two(rank: int, directory: Path, compiled: bool) -> None:
+    """One of the processes; writes its gradients. DDP reduces them in buckets, the first of 1 MiB; torch.compile splits its graph there."""
+    compile_module = nn.Module.compile
     graphs = 0
 
     def counting(graph: torch.fx.GraphModule, inputs: list) -> Any:
