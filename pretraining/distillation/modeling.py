@@ -81,7 +81,7 @@ def read_config(path: str | Path, what: str) -> BertConfig:
     for key in ("max_position_embeddings", "type_vocab_size"):
         if getattr(config, key) < 1:
             raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
-    for key in ("initializer_range", "layer_norm_eps"):
+    for key in ("initializer_range", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(config, key) < math.inf:
             raise UserError(f"{path}: {what} has no number of 0 or above for {key}")
     if parameters > MAX_PARAMETERS:

@@ -70,6 +70,7 @@ def test_tokenizer_settings_of_a_wrong_type(settings, tmp_path):
         ({"output_attentions": 1}, "needs true or false for output_attentions"),
         ({"initializer_range": -0.02}, "has no number of 0 or above for initializer_range"),
         ({"layer_norm_eps": float("nan")}, "has no number of 0 or above for layer_norm_eps"),
+        ({"hidden_dropout_prob": float("nan")}, "has no number of 0 or above for hidden_dropout_prob"),
         ({"num_hidden_layers": 2**31}, "needs a whole number up to 1000 for num_hidden_layers"),
         ({"num_labels": 2**31}, "needs a whole number up to 1000000 for num_labels"),
         ({"max_position_embeddings": 2**40}, r"asks for [\d,]+ parameters; at most 10,000,000,000 are possible"),
