@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     # torch, transformers and TextBrewer take seconds to import; --help and a wrong argument need none of them
     import torch
 
-    from benchmarks.gpu_pair import SEQUENCES, GpuPair, PairSettings, measure, write_data
+    from benchmarks.gpu_pair import SEQUENCES, GpuPair, PairSettings, default_batch_size, measure, write_data
 
     cuda = torch.cuda.is_available()
     if not (cuda or args.tiny):
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="minirbt_gpu_") as work:
         data = write_data(Path(work), settings)
-        for name, size in zip(SEQUENCES, args.batch_sizes):
+        sizes = args.batch_sizes or [default_batch_size(name, settings) for name in SEQUENCES]
+        for name, size in zip(SEQUENCES, sizes):
             pair_rows, pairs[name] = measure(GpuPair(name, data, settings, output_dir=f"{work}/out"), size)
             rows += pair_rows
             write_json(args.output, rows, machine=machine, pairs=pairs)  # after each pair: a call that is stopped leaves its first results
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "--batch_sizes", nargs=2, type=positive_int, default=[256, 128], help="of the two pairs; halved until they fit the card"
+        "--batch_sizes", nargs=2, type=positive_int, help="of the two pairs; halved until they fit the card (default: as train.py chooses)"
     )
     parser.add_argument("--steps", type=positive_int, default=50, help="of a round of the training loop, at least 2")
     parser.add_argument("--rounds", type=positive_int, default=3)

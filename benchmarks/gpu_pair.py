@@ -14,13 +14,15 @@ from torch import Tensor
 
 from benchmarks.inputs import VOCABULARY, Data, load_data, sample_corpus, write_corpus_with_references, write_vocabulary
 from benchmarks.kernel_times import kernel_shares, synchronize
-from benchmarks.models import Models, build_models
+from benchmarks.models import PAIRS, Models, build_models, model_config
 from benchmarks.ours import OurSide
 from benchmarks.peers import StockSide, stock_batch
 from benchmarks.rows import Row, faster, rate, under
 from pretraining.corpus.batches import make_loader
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.distiller import Distiller
+from pretraining.distillation.memory import largest_forward_batch
+from pretraining.matches import get_matches
 from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
@@ -49,13 +51,20 @@ class PairSettings:
     tiny: bool
 
 
+def default_batch_size(name: str, settings: PairSettings) -> int:
+    """Samples of a forward pass as train.py chooses them for this card, of the 512 that the published batch gives each of 8 GPUs."""
+    memory = torch.cuda.get_device_properties(settings.device).total_memory
+    configs = [model_config(model, VOCABULARY, tiny=False) for model in (PAIRS[name].student, PAIRS[name].teacher)]
+    matches = get_matches([PAIRS[name].matches], *configs)
+    return largest_forward_batch(memory, *configs, matches, settings.length, torch.bfloat16, train_batch_size=512)
+
+
 def write_data(work: Path, settings: PairSettings) -> Data:
-    """The sample corpus, repeated, without its last row, which is shorter than the others."""
+    """The sample corpus, repeated."""
     write_vocabulary(work / "bert", sample_corpus(), entries=0 if settings.tiny else VOCABULARY)
     tokenizer = load_tokenizer(work / "bert")
     file = write_corpus_with_references(work, tokenizer, repeats=1 if settings.tiny else 60)
-    data = load_data([file], work / "shards", tokenizer, settings.length, num_workers=os.cpu_count() or 1)
-    return data._replace(dataset=data.dataset.select(range(len(data.dataset) - 1)))
+    return load_data([file], work / "shards", tokenizer, settings.length, num_workers=os.cpu_count() or 1)
 
 
 class GpuPair:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, sequence_length, share
+from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, random_seed, sequence_length, share
 
 # Arguments that a resumed run may change: they say where and how, not what is computed. The identity of a run compares the files
 # that the paths name (checkpoint.run_identity).
@@ -21,6 +21,7 @@ FREE_TO_CHANGE = {
     "data_files_json",
     "data_cache_dir",
     "preprocessing_num_workers",
+    "verify_data",
     "output_dir",
     "ckpt_steps",
     "keep_checkpoints",
@@ -74,6 +75,9 @@ class TrainingArguments:
     data_cache_dir: str = argument(default="./dataset/shards", help="where the tokenised shards are kept")
     max_seq_length: int = argument(default=512, help="tokens per sample, [CLS] and [SEP] included")
     preprocessing_num_workers: int = argument(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
+    verify_data: bool = argument(
+        default=False, help="read and check all texts, references and shards again, also those that seem unchanged since the last time"
+    )
     mlm_probability: float = argument(default=0.15, help="share of the tokens that are masked, as whole words")
 
     # ---- optimisation
@@ -82,8 +86,10 @@ class TrainingArguments:
     train_batch_size: int = argument(
         default=32, help="samples per optimizer step and process; the global batch is this times the processes"
     )
-    gradient_accumulation_steps: int = argument(
-        default=1, help="forward passes per optimizer step; each takes train_batch_size / this samples"
+    gradient_accumulation_steps: int | None = argument(
+        default=None,
+        help="forward passes per optimizer step; each takes train_batch_size / this samples; default: as few as the GPU's memory allows, "
+        "on a CPU of at most 64 samples each",
     )
     learning_rate: float = argument(default=4e-4, help="peak learning rate")
     official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
@@ -122,14 +128,10 @@ class TrainingArguments:
         """Raises UserError for arguments that contradict each other; reads nothing from disk."""
         if self.mlm_probability == 0:
             raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked; give a number above 0")
-        if self.random_seed >= 1 << 63:
-            raise UserError(f"--random_seed {self.random_seed}: must be below 2**63")
-        if self.train_batch_size % self.gradient_accumulation_steps:
+        if self.gradient_accumulation_steps and self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
-        if self.do_train and self.ckpt_steps > self.num_train_steps:
-            raise UserError(f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; give at most as many")
         if not (self.do_train or self.do_eval):
             raise UserError("nothing to do: give --do_train, --do_eval or both")
         if self.fp16 and self.bf16:
@@ -158,7 +160,7 @@ ARGUMENT_TYPES: dict[str, Callable[[str], Any]] = {
     "learning_rate": positive_float,
     "warmup_proportion": share,
     "weight_decay_rate": share,
-    "random_seed": non_negative_int,
+    "random_seed": random_seed,
     "ckpt_steps": positive_int,
     "keep_checkpoints": non_negative_int,
 }

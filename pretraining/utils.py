@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a run finishes its step, writes a checkpoint and ends
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # a run finishes its step, writes a checkpoint and ends
 
 # ---------------------------------------------------------------- errors
 
@@ -43,6 +43,7 @@ def run_script(main: Callable[[], None]) -> None:
         refuse_other_copy(Path(getattr(sys.modules["__main__"], "__file__", None) or "."))
         main()
     except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break off the end of the process, with a traceback
         _show_traceback_if_asked(error)
         print("interrupted; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
@@ -112,7 +113,7 @@ class OneLineErrors:
 
 
 class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
-    """The parser of every command.
+    """The parser of every command but train.py. The help of an argument ends with its default.
 
     Args:
         description: the module's docstring; printed as it is written.
@@ -120,6 +121,13 @@ class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
 
     def __init__(self, description: str | None):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+    def add_argument(self, *flags: Any, **options: Any) -> argparse.Action:
+        default, text = options.get("default"), options.get("help") or ""
+        if default not in (None, False, {}, argparse.SUPPRESS) and "default:" not in text:
+            shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+            options["help"] = f"{text}{'; ' if text else ''}default: {shown.replace('%', '%%')}"
+        return super().add_argument(*flags, **options)
 
 
 def positive_int(text: str) -> int:
@@ -145,6 +153,16 @@ def share(text: str) -> float:
 def sequence_length(text: str) -> int:
     """Tokens of a sample, at least 4: [CLS], two tokens, [SEP]."""
     return _checked(text, _whole_number, lambda value: value >= 4, "must be a whole number, 4 or above")
+
+
+def random_seed(text: str) -> int:
+    """A seed for torch and NumPy."""
+    return _checked(text, _whole_number, lambda value: value < 1 << 63, "must be a whole number from 0 to 2**63 - 1")
+
+
+def network_port(text: str) -> int:
+    """A TCP port."""
+    return _checked(text, _whole_number, lambda value: 0 < value < 1 << 16, "must be a whole number from 1 to 65535")
 
 
 def named_path(text: str) -> tuple[str, Path]:
@@ -199,8 +217,9 @@ def _checked(text: str, convert: Callable[[str], Any], accepts: Callable[[Any], 
 
 
 def cores_per_process() -> int:
-    """Cores for each process of torchrun on this machine, at least 1."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """The cores that this process may use, shared with the other processes of torchrun on this machine; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # schedulers leave a job few of all
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 # ---------------------------------------------------------------- progress

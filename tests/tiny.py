@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 from pretraining import train
+from pretraining.corpus.rows import Rows
 from pretraining.reporting.scalars import read_scalars
 
 logging.disable_progress_bar()
@@ -172,8 +173,20 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory with its content."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    """Every file below a directory with its content, but for locks."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and not is_lock(path))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def is_lock(path: Path) -> bool:
+    """True for the file of a lock."""
+    return path.name.startswith(".") and path.suffix == ".lock" or path.name == ".lock"
+
+
+def all_rows(rows: Rows) -> dict[str, list[list]]:
+    """Every row of a corpus: ``input_ids`` and ``continues``."""
+    read = rows[list(range(len(rows)))]
+    return {name: [row.tolist() for row in column] for name, column in read.items()}
 
 
 def masked_tokens(batch: dict) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,12 +92,12 @@ def _decode(path: str | Path, number: int, block: bytes) -> str:
     nul = block.find(b"\0")
     if nul >= 0:
         line = number + block.count(b"\n", 0, nul)
-        raise UserError(f"{path}:{line}: holds a NUL byte; is this a text file?")
+        raise UserError(f"{path}:{line}: holds a NUL byte; is this a text file? UTF-16 would be: iconv -f UTF-16LE -t UTF-8")
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:
         line = number + block.count(b"\n", 0, error.start)
-        raise UserError(f"{path}:{line}: not valid UTF-8; convert the file to UTF-8 or fix that line") from None
+        raise UserError(f"{path}:{line}: not valid UTF-8; convert the file, as in iconv -f GB18030 -t UTF-8, or fix that line") from None
     return text.replace("\r\n", "\n")
 
 
@@ -249,8 +250,11 @@ def require_writable_place(path: str | Path, what: str) -> None:
     folder = Path(path)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # has no name; permissions alone say nothing of /proc or a read-only disk
+            pass
+    except OSError:
+        raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place") from None
 
 
 # ---------------------------------------------------------------- atomic writes

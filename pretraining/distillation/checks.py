@@ -15,7 +15,8 @@ from pretraining.config import TrainingArguments
 from pretraining.corpus.files import require_file, require_writable_place
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.checkpoint import checkpoints, find_checkpoint
-from pretraining.distillation.modeling import read_config, require_model_directory
+from pretraining.distillation.memory import largest_forward_batch
+from pretraining.distillation.modeling import half_dtype, read_config, require_model_directory
 from pretraining.distillation.processes import Process
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
@@ -82,6 +83,27 @@ def check_device(args: TrainingArguments, process: Process) -> torch.device:
             f"process {process.local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
         )
     return torch.device("cuda", process.local_rank)
+
+
+def forward_passes(args: TrainingArguments, plan: ModelPlan, device: torch.device) -> int:
+    """``gradient_accumulation_steps`` if it is given, else as few as fit the GPU's memory, or on a CPU such of at most 64 samples."""
+    if args.gradient_accumulation_steps is not None:
+        return args.gradient_accumulation_steps
+    if device.type == "cpu":
+        sizes = (size for size in range(min(64, args.train_batch_size), 0, -1) if args.train_batch_size % size == 0)
+        return args.train_batch_size // next(sizes)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    size = largest_forward_batch(
+        memory,
+        plan.student,
+        plan.teacher,
+        plan.matches,
+        args.max_seq_length,
+        half_dtype(args),
+        args.train_batch_size,
+        args.mlm_probability,
+    )
+    return args.train_batch_size // size
 
 
 def check_compile(args: TrainingArguments, device: torch.device, process: Process) -> bool:

@@ -112,6 +112,7 @@ class Distiller(GeneralDistiller):
         student, teacher: BertForMaskedLM, prepared by ``modeling.prepare_models``; teacher may be None.
         intermediate_matches: from ``matches.get_matches``.
         rank, world_size: this process and the number of processes; several need an initialised process group.
+        forward_passes: micro-batches of an optimizer step.
         compiled: torch.compile runs over student, teacher and loss.
         batches: names the examples of a step whose loss is not finite.
 
@@ -129,6 +130,7 @@ class Distiller(GeneralDistiller):
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        forward_passes: int = 1,
         compiled: bool = False,
         batches: TrainingBatches | None = None,
     ):
@@ -144,7 +146,7 @@ class Distiller(GeneralDistiller):
         )
         self.kd_loss = kd_ce_loss
         self.args, self.device, self.batches = args, device, batches
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.forward_passes = rank, world_size, forward_passes
         half = half_dtype(args)
         projections = [projection for projection in self.projs if projection is not None]
         self.module = DistillationStep(student, teacher, projections, intermediate_matches, self.compute_loss, half)
@@ -233,7 +235,7 @@ class Distiller(GeneralDistiller):
 
     def load_step(self, batches: Iterator[Batch]) -> UpcomingStep:
         """Takes the micro-batches of the next step from the loader; none are left behind the last step."""
-        return UpcomingStep(list(islice(batches, self.args.gradient_accumulation_steps)), self.stop.number, self.world_size)
+        return UpcomingStep(list(islice(batches, self.forward_passes)), self.stop.number, self.world_size)
 
     def forward_backward(self, step: int, micro_batches: list[Batch]) -> tuple[list[str], torch.Tensor]:
         """Adds up the gradients of a step's micro-batches.

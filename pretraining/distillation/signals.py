@@ -10,7 +10,7 @@ from pretraining.utils import STOP_SIGNALS
 
 
 class StopRequest:
-    """Remembers the first SIGTERM, SIGINT or SIGHUP; later ones change nothing.
+    """Remembers the first SIGTERM, SIGINT, SIGHUP or SIGUSR1; later ones change nothing.
 
     Attributes:
         number: the signal, or 0.

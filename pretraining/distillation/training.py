@@ -35,10 +35,9 @@ def announce(run: Run, student: BertForMaskedLM) -> None:
     if run.process.rank != 0:
         return
     args, world_size = run.args, run.process.world_size
-    compiled = "; torch.compile" if run.compiled else ""
-    print(
-        f"student: {args.student_config}, {student.num_parameters():,} parameters; device: {run.device}; processes: {world_size}{compiled}"
-    )
+    forward = f"samples per forward pass: {args.train_batch_size // run.forward_passes}{'; torch.compile' if run.compiled else ''}"
+    print(f"student: {args.student_config}, {student.num_parameters():,} parameters")
+    print(f"device: {run.device}; processes: {world_size}; {forward}")
     print(f"directory: {args.output_dir}")
     print(f"not the default: {' '.join(changed_arguments(args))}", flush=True)
     if args.do_train:
@@ -81,7 +80,7 @@ def train(
         UserError: as ``Distiller.train``, or out of GPU memory.
     """
     args, device = run.args, run.device
-    steps_done, accumulation = state["step"] if state else 0, args.gradient_accumulation_steps
+    steps_done, accumulation = state["step"] if state else 0, run.forward_passes
     if steps_done >= args.num_train_steps:
         if run.process.rank == 0:
             print(f"{Path(args.output_dir) / f'gs{steps_done}'}: all {args.num_train_steps} steps are done")
@@ -91,7 +90,16 @@ def train(
     prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
     rank, world_size = run.process.rank, run.process.world_size
     distiller = Distiller(
-        args, student, teacher, plan.matches, device, rank=rank, world_size=world_size, compiled=run.compiled, batches=batches
+        args,
+        student,
+        teacher,
+        plan.matches,
+        device,
+        rank=rank,
+        world_size=world_size,
+        forward_passes=run.forward_passes,
+        compiled=run.compiled,
+        batches=batches,
     )
     optimizer = make_optimizer(student, distiller.module.projections, args)
     scheduler = make_scheduler(optimizer, args)
@@ -130,7 +138,7 @@ def make_batches(run: Run, dataset: Any) -> TrainingBatches:
         WholeWordMasker(run.tokenizer, args.max_seq_length, args.mlm_probability, args.random_seed),
         args.random_seed,
         args.train_batch_size,
-        args.gradient_accumulation_steps,
+        run.forward_passes,
         rank=run.process.rank,
         world_size=run.process.world_size,
     )

@@ -159,7 +159,8 @@ class TrainingLog:
             losses = {name: str(value) for name, value in values.items()}
             examples = {"examples": indices.tolist(), "begin_with": self.batches.beginnings(indices)}
             write_json(path, {"step": step, "losses": losses, **examples})
-        terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        bad = [f"{name} {value:g}" for name, value in values.items() if not np.isfinite(value)]
+        terms = ", ".join(bad[:3]) + (f", {len(bad) - 3} more" if len(bad) > 3 else "")
         first = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
         return UserError(
             f"step {step}: the loss is no longer finite ({terms}); examples {first} (all in {path}, with their first words); "

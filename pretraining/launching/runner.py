@@ -10,7 +10,7 @@ from pretraining.utils import STOP_SIGNALS
 class CommandRunner:
     """Runs commands one after another; a stop signal or a failed command ends this process.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to the running command, which writes its checkpoint before it ends.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on to the running command, which writes its checkpoint before it ends.
     """
 
     def __init__(self) -> None:

@@ -1,12 +1,13 @@
 """Reports on distilled models: sizes, masked-LM quality and speed, fills of [MASK], and the losses of their training; the demo ends with it.
 
-    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \
+    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \\
         --runs MiniRBT=./saves/minirbt_h256 --output_dir ./saves/report
 
 The report compares the other models with the first one, and it is about the last one. Writes report.md and a figure for each run.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ ROUNDS = 5
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_runs(args.runs)
+    check_figure_names(list(args.runs))
     dev_files = read_dev_files(args.data_files_json)
     tokenizer = load_shared_tokenizer(list(args.models.values()))
     check_sentences(args.sentences, tokenizer, args.max_seq_length)
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     curves = {name: read_curves(run) for name, run in args.runs.items()}
     models = load_for_evaluation(args.models, args.max_seq_length)
-    dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer))
+    dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer), fill_last_row=False)
 
     rows = batch_sizes()
     speeds = measure_speeds({name: model.bert for name, model in models.items()}, rows, [args.max_seq_length], ROUNDS)
@@ -109,13 +111,26 @@ def check_sentences(sentences: list[str], tokenizer: "BertTokenizer", max_seq_le
 # ---------------------------------------------------------------- the report
 
 
+def plain_name(name: str) -> str:
+    """A name for files and links: no spaces and brackets."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def check_figure_names(names: list[str]) -> None:
+    """Refuses two runs whose figures would be one file."""
+    for name in names:
+        same = [other for other in names if other != name and plain_name(other) == plain_name(name)]
+        if same:
+            raise UserError(f"--runs {name}=…: {same[0]} would have the same file, training_{plain_name(name)}.png; choose another name")
+
+
 def write(args: argparse.Namespace, results: str, fills: str, figures: "dict[str, Figure]") -> None:
     """Writes report.md and the figure of each run to --output_dir."""
     training = ""
     for name, figure in figures.items():
-        file_name = f"training_{name}.png"
+        file_name = f"training_{plain_name(name)}.png"
         save_figure(figure, args.output_dir / file_name)
-        training += f"\n{name} (`{args.runs[name]}`)\n\n![Losses and learning rate of {name}](<{file_name}>)\n"
+        training += f"\n{name} (`{args.runs[name]}`)\n\n![Losses and learning rate of {name}]({file_name})\n"
     directories = "".join(f"- {name}: `{directory}`\n" for name, directory in args.models.items())
     with atomic_write(args.output_dir / "report.md") as file:
         file.write(f"# {list(args.models)[-1]}: report\n\n## Models\n\n{results}\n\n## Fills\n\n{fills}\n")

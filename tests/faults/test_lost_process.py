@@ -17,12 +17,16 @@ TRAIN = "train.py"
 CHANGES = {"num_train_steps": 40, "ckpt_steps": 4, "keep_checkpoints": 0, "resume_from_checkpoint": "latest", "train_batch_size": 2}
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def start_two(work: Path, **changes) -> list[Run]:
     """Two processes as torchrun starts them, on one machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} for rank in "01"]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, **common} for rank in "01"]
     return [Run(TRAIN, command_line(TRAIN, **{**CHANGES, **changes}), work, work / f"log{rank['RANK']}", **rank) for rank in ranks]
 
 

@@ -34,7 +34,8 @@ def test_a_run_prints_what_is_not_the_default_and_keeps_all(work):
     assert ended.status == 0, ended.err
     lines = [line for line in ended.out.splitlines() if line and not line.startswith("checkpoint: ")]
     assert lines == [
-        "student: student.json, 7,625 parameters; device: cpu; processes: 1",
+        "student: student.json, 7,625 parameters",
+        "device: cpu; processes: 1; samples per forward pass: 4",
         "directory: run",
         "not the default: --teacher_name_or_path teacher --matches L2h16_L4h32_hidden_mse --data_files_json data.json --data_cache_dir shards "
         "--max_seq_length 32 --do_train True --num_train_steps 4 --train_batch_size 4 --no_cuda True --ckpt_steps 2",

@@ -1,5 +1,6 @@
 """utils.py: errors in one line; scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
+import ast
 import errno
 import os
 import shutil
@@ -11,8 +12,9 @@ from urllib.error import HTTPError
 
 import pytest
 
-from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, run_script
-from tests import workplace
+from pretraining import COMMANDS, train
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory, run_script
+from tests import tiny, workplace
 
 
 @pytest.fixture
@@ -103,6 +105,41 @@ def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
     assert workplace.run_there([sys.executable, "train.py", "--help"], clone / "pretraining").status == 0
 
 
+def run_with_modules(directory: Path, script: str, **modules: str) -> workplace.Ended:
+    """Runs a command with modules of a test's own in place of others; pretraining/ is the working directory."""
+    for name, text in modules.items():
+        (directory / f"{name}.py").write_text(text)
+    return workplace.run_there([sys.executable, script, "--help"], workplace.PRETRAINING, PYTHONPATH=str(directory))
+
+
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize("script", ["train.py", "my_datasets.py", "scripts/report.py", "../finetuning/run.py"])
+def test_ctrl_c_during_the_imports_is_one_line(script, tmp_path):
+    ended = run_with_modules(tmp_path, script, tqdm=INTERRUPT)
+    assert ended[:3] == (130, "", "interrupted; run the same command again to resume\n")
+
+
+SECOND_INTERRUPT = """
+import atexit, os, signal
+from pretraining import COMMANDS
+from pretraining.utils import run_script
+
+def main():
+    raise KeyboardInterrupt
+
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+run_script(main)
+"""
+
+
+def test_a_second_ctrl_c_changes_nothing(tmp_path):
+    """It comes while the process ends, where it gave a traceback."""
+    ended = workplace.run_there([sys.executable, "-c", SECOND_INTERRUPT], tmp_path)
+    assert ended[:3] == (130, "", "interrupted; run the same command again to resume\n")
+
+
 def parse(*arguments: str):
     parser = ArgumentParser(None)
     parser.add_argument("--models", action=NamedPaths, default={})
@@ -135,3 +172,51 @@ def test_an_output_directory_may_be_new_but_is_no_file(tmp_path):
     assert parse("--output_dir", str(tmp_path / "new")).output_dir == tmp_path / "new"
     with pytest.raises(UserError, match=f"--output_dir {tmp_path}/file: is a file, not a directory"):
         parse("--output_dir", str(tmp_path / "file"))
+
+
+def test_help_shows_the_defaults(capsys):
+    parser = ArgumentParser(None)
+    parser.add_argument("--rounds", type=int, default=7, help="timed turns")
+    parser.add_argument("--layers", nargs="+", default=[0, 2])
+    parser.add_argument("--share", default="10%", help="of all")
+    parser.add_argument("--work", default="x", help="a directory; default: where you are")
+    parser.add_argument("--int8", action="store_true", help="also int8")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line.startswith("--")] == [
+        "--rounds ROUNDS timed turns; default: 7",
+        "--layers LAYERS [LAYERS ...]",
+        "--share SHARE of all; default: 10%",
+        "--work WORK a directory; default: where you are",
+        "--int8 also int8",
+    ]
+    assert "default: 0 2" in lines
+
+
+def test_examples_in_docstrings_keep_their_line_ends():
+    """A backslash at the end of a line of a docstring must be written twice, else Python joins the two lines."""
+    modules = [path for package in COMMANDS for path in (workplace.PRETRAINING.parent / package).rglob("*.py")]
+    documented = {path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in modules}
+    assert " \\\n        --matches" in documented["train.py"]
+    too_long = [name for name, text in documented.items() if any(len(line) > 140 for line in text.splitlines())]
+    assert len(modules) > 80 and too_long == []
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(None, 24), ("8", 3), ("64", 1)])
+def test_the_processes_of_a_machine_share_the_cores_that_a_scheduler_left_them(processes, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 208)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)  # torchrun sets it
+    assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize(("cores", "started"), [(208, "32"), (4, "4")])
+def test_train_starts_at_most_as_many_compiler_processes_as_torch_would(cores, started, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(train, "cores_per_process", lambda: cores)
+    tiny.run_train([*corpus.arguments(tmp_path / "run"), "--check_only", "true"])
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == started

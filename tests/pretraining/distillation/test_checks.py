@@ -1,9 +1,11 @@
-"""Whether torch.compile runs."""
+"""What train.py decides from the machine: whether torch.compile runs, and how many samples a forward pass takes."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BertConfig
 
 from pretraining.config import TrainingArguments
 from pretraining.distillation import checks
@@ -58,3 +60,32 @@ def test_on_a_cpu_the_compiler_is_one_for_cpp(complete, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"--compile yes: no C\+\+ compiler \(g\+\+\) was found"):
         check("yes", CPU)
+
+
+# ---------------------------------------------------------------- forward passes
+
+
+def passes(device: torch.device, train_batch_size: int, given: int | None = None) -> int:
+    sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1024}
+    student = BertConfig(vocab_size=21128, **sizes)
+    args = TrainingArguments(
+        student_config="", output_dir="", bf16=True, train_batch_size=train_batch_size, gradient_accumulation_steps=given
+    )
+    return checks.forward_passes(args, checks.ModelPlan(student, None, []), device)
+
+
+@pytest.mark.parametrize(("train_batch_size", "expected"), [(1, 1), (64, 1), (96, 2), (128, 2), (67, 67), (4096, 64)])
+def test_on_a_cpu_a_forward_pass_takes_at_most_64_samples(train_batch_size, expected):
+    assert passes(CPU, train_batch_size) == expected
+
+
+def test_on_a_gpu_a_forward_pass_takes_what_fits_its_memory(monkeypatch):
+    found = []
+    for gigabytes in (8, 80):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, size=gigabytes: SimpleNamespace(total_memory=size * 10**9))
+        found.append(passes(CUDA, 512))
+    assert found == [8, 1]
+
+
+def test_passes_that_are_given_are_taken():
+    assert passes(CPU, 128, given=8) == passes(CUDA, 128, given=8) == 8

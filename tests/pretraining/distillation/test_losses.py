@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from textbrewer.losses import fsp_loss
+from textbrewer.presets import MATCH_LOSS_MAP
 
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
@@ -46,9 +48,10 @@ MATCHES = {
 def batches(corpus, tmp_path_factory) -> dict[str, dict]:
     """Masked batches of full rows and of rows one of which is shorter than the others."""
     files = read_data_json(corpus.data_json)["train"]
-    dataset = load_shards(files, ShardSpec(tmp_path_factory.mktemp("shards"), LENGTH, corpus.tokenizer), progress=False)
+    spec = ShardSpec(tmp_path_factory.mktemp("shards"), LENGTH, corpus.tokenizer)
+    dataset = load_shards(files, spec, progress=False, fill_last_row=False)
     masker = WholeWordMasker(corpus.tokenizer, LENGTH, 0.15, seed=7)
-    lengths = np.array([len(row) for row in dataset["input_ids"]])
+    lengths = np.array([len(row) for row in tiny.all_rows(dataset)["input_ids"]])
     full, short = np.flatnonzero(lengths == LENGTH - 2), np.flatnonzero(lengths < LENGTH - 2)
     endless = TrainingBatches(dataset, masker, seed=7, train_batch_size=4)
     found = {}
@@ -184,3 +187,17 @@ def test_compiled_the_loss_is_one_graph(rows, distils, batches, corpus, tmp_path
     assert compiled_loss.item() == pytest.approx(loss.item(), rel=1e-2)
     largest = max(float(gradient.norm()) for gradient in expected.values())
     assert all(float((compiled_gradients[name] - gradient).norm()) < 0.03 * largest for name, gradient in expected.items())
+
+
+def test_gram_in_float16_takes_hidden_states_that_a_large_teacher_has():
+    """The sum over 512 positions of 12² exceeds float16, whose largest number is 65504; TextBrewer's own ``gram`` is infinite."""
+    torch.manual_seed(0)
+    student, teacher = (torch.nn.functional.layer_norm(torch.randn(2, 512, 48), (48,)).half() for _ in range(2))
+    teacher[..., 7] = 12
+    student.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        assert fsp_loss([student] * 2, [teacher] * 2).isinf()
+        loss = MATCH_LOSS_MAP["gram"]([student] * 2, [teacher] * 2)
+    loss.backward()
+    expected = fsp_loss([student.detach().float()] * 2, [teacher.float()] * 2)
+    assert loss.item() == expected.item() and student.grad.isfinite().all()
