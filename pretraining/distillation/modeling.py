@@ -167,8 +167,8 @@ def build_student(config: BertConfig, weights: str | Path | None, attentions: bo
     """Builds a student with random weights, or with those of a model directory or state-dict file, which must all fit."""
     config = copy.deepcopy(config)
     config.output_attentions = False  # calls ask for them; a model that could not return them could not be saved
-    config._attn_implementation = "eager" if attentions else "sdpa"
     model = BertForMaskedLM(config)
+    model.set_attn_implementation("eager" if attentions else "sdpa")
     if weights is None:
         return model
     if Path(weights).is_dir():
@@ -227,14 +227,14 @@ def prepare_models(
     Args:
         half: the teacher's dtype; None leaves it in float32. The student stays in float32 and computes under autocast.
         compiled: torch.compile will run over the models; the attention of ``cpu.py`` cannot be traced.
-        cpu_kernels: on a CPU, use the attention of ``cpu.py``.
+        cpu_kernels: on a CPU, use the attention of ``cpu.py``. It returns no attention probabilities.
     """
     student.to(device)
     if teacher is not None:
         teacher.to(device, half).eval().requires_grad_(False)
     if device.type == "cpu" and cpu_kernels and not compiled:
         for model in (student, teacher):
-            if model is not None and model.config._attn_implementation == "sdpa":
+            if model is not None:
                 model.set_attn_implementation(ATTENTION)
 
 

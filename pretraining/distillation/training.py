@@ -87,7 +87,8 @@ def train(
         return
     batches = make_batches(run, dataset)
     loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
+    kernels = args.cpu_kernels and not plan.needs_attentions
+    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=kernels)
     rank, world_size = run.process.rank, run.process.world_size
     distiller = Distiller(
         args,
