@@ -93,8 +93,8 @@ def _check_outputs(values: dict[str, Any], path: str | Path, what: str) -> None:
     for key in ("output_attentions", "output_hidden_states"):
         if type(values.get(key, False)) is not bool:
             raise UserError(f"{path}: {what} needs true or false for {key}")
-    for key, default in (("return_dict", True), ("chunk_size_feed_forward", 0)):
-        if values.get(key, default) not in (default, None):
+    for key, default, others in (("return_dict", True, [None]), ("chunk_size_feed_forward", 0, [])):
+        if values.get(key, default) not in [default, *others]:
             raise UserError(f"{path}: {what} has another {key} than {json.dumps(default)}, with which it cannot be trained; remove it")
 
 
