@@ -1,6 +1,7 @@
-"""The packages: the lock has every pin and the whole tree, with hashes; LICENSES.md has every package's licence."""
+"""The packages: the lock has every pin and the whole tree, with hashes; LICENSES.md has every licence; make audit tells what it knows."""
 
 import re
+import subprocess
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import NamedTuple
@@ -154,3 +155,46 @@ def test_installed_packages_name_the_licence_of_the_table():
     for name, package in tree().items():
         named = families(licence_in_metadata(package))
         assert named == (set() if name in WITHOUT_METADATA else families(LICENCES[name])), f"{name}: {licence_in_metadata(package)}"
+
+
+# ---------------------------------------------------------------- make audit
+
+
+@pytest.fixture
+def audit(tmp_path):
+    """``audit(text, status)``: status, stdout and stderr of ``make audit`` with a pip-audit that prints and ends so."""
+
+    def run(text: str, status: int) -> tuple[int, str, str]:
+        program = tmp_path / "bin" / "pip-audit"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {status}\n")
+        program.chmod(0o755)
+        command = ["make", "--old-file=.venv/installed", "audit", f"AUDIT={tmp_path}"]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    return run
+
+
+def test_make_audit_shows_what_is_known(audit):
+    assert audit("No known vulnerabilities found", 0) == (0, "No known vulnerabilities found\n", "")
+
+
+def test_make_audit_fails_if_a_package_is_vulnerable(audit):
+    status, out, err = audit("Found 2 known vulnerabilities in 1 package\nnumpy 1.0 PYSEC-1", 1)
+    assert status and "numpy 1.0 PYSEC-1" in out and "error: make audit" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("No known vulnerabilities found\ntorch  Dependency not found on PyPI and could not be audited: torch (2.13.0)", 0),
+        ("Traceback (most recent call last):\nrequests.exceptions.ConnectionError: Max retries exceeded", 1),
+        ("ERROR:pip_audit._cli:Could not connect to PyPI's vulnerability feed", 1),
+        ("", 0),
+    ],
+)
+def test_make_audit_tells_in_one_line_that_nothing_is_known(text, status, audit, tmp_path):
+    code, out, err = audit(text, status)
+    line = "error: make audit: the vulnerability service cannot be reached or does not know all packages, so nothing is known; see "
+    assert (code, out, err.splitlines()[0]) == (2, "", f"{line}{tmp_path}/report.txt")

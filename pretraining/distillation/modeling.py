@@ -80,7 +80,7 @@ def read_config(path: str | Path, what: str) -> BertConfig:
     for key in ("max_position_embeddings", "type_vocab_size"):
         if getattr(config, key) < 1:
             raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
-    for key in ("initializer_range", "layer_norm_eps"):
+    for key in ("initializer_range", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
         if not 0 <= getattr(config, key) < math.inf:
             raise UserError(f"{path}: {what} has no number of 0 or above for {key}")
     if parameters > MAX_PARAMETERS:
@@ -93,8 +93,8 @@ def _check_outputs(values: dict[str, Any], path: str | Path, what: str) -> None:
     for key in ("output_attentions", "output_hidden_states"):
         if type(values.get(key, False)) is not bool:
             raise UserError(f"{path}: {what} needs true or false for {key}")
-    for key, default in (("return_dict", True), ("chunk_size_feed_forward", 0)):
-        if values.get(key, default) not in (default, None):
+    for key, default, others in (("return_dict", True, [None]), ("chunk_size_feed_forward", 0, [])):
+        if values.get(key, default) not in [default, *others]:
             raise UserError(f"{path}: {what} has another {key} than {json.dumps(default)}, with which it cannot be trained; remove it")
 
 
@@ -167,8 +167,8 @@ def build_student(config: BertConfig, weights: str | Path | None, attentions: bo
     """Builds a student with random weights, or with those of a model directory or state-dict file, which must all fit."""
     config = copy.deepcopy(config)
     config.output_attentions = False  # calls ask for them; a model that could not return them could not be saved
-    config._attn_implementation = "eager" if attentions else "sdpa"
     model = BertForMaskedLM(config)
+    model.set_attn_implementation("eager" if attentions else "sdpa")
     if weights is None:
         return model
     if Path(weights).is_dir():
@@ -227,14 +227,14 @@ def prepare_models(
     Args:
         half: the teacher's dtype; None leaves it in float32. The student stays in float32 and computes under autocast.
         compiled: torch.compile will run over the models; the attention of ``cpu.py`` cannot be traced.
-        cpu_kernels: on a CPU, use the attention of ``cpu.py``.
+        cpu_kernels: on a CPU, use the attention of ``cpu.py``. It returns no attention probabilities.
     """
     student.to(device)
     if teacher is not None:
         teacher.to(device, half).eval().requires_grad_(False)
     if device.type == "cpu" and cpu_kernels and not compiled:
         for model in (student, teacher):
-            if model is not None and model.config._attn_implementation == "sdpa":
+            if model is not None:
                 model.set_attn_implementation(ATTENTION)
 
 

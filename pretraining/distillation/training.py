@@ -122,7 +122,8 @@ def make_distiller(
 ) -> Distiller:
     """Moves the models to the device and hands them to the distiller."""
     args = run.args
-    prepare_models(student, teacher, device=run.device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
+    kernels = args.cpu_kernels and not plan.needs_attentions
+    prepare_models(student, teacher, device=run.device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=kernels)
     return Distiller(
         args,
         student,

@@ -22,7 +22,7 @@ from pretraining.corpus.masking import WholeWordMasker
 from pretraining.corpus.segmenter import read_ltp_directory
 from pretraining.corpus.shards import ShardSpec, describe_shards, load_shards
 from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
-from pretraining.corpus.tokens import read_token_blocks
+from pretraining.corpus.tokens import find_pieces, read_token_blocks
 from pretraining.distillation.checkpoint import CHECKSUMS, STATE_FILE, check_identity, find_checkpoint, load_state, write_checksums
 from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.modeling import build_student, masked_lm_outputs, read_config
@@ -81,7 +81,10 @@ def write_text(place: Path) -> tuple[Any, TextAndRefs]:
 
 def reference_lines(place: Path) -> Reader:
     tokenizer, file = write_text(place)
-    return Reader(spoiler((file.refs, mutated_json_lines), (file.refs, mutated_bytes)), lambda: list(read_token_blocks(file, tokenizer)))
+    pieces = find_pieces(tokenizer)
+    return Reader(
+        spoiler((file.refs, mutated_json_lines), (file.refs, mutated_bytes)), lambda: list(read_token_blocks(file, tokenizer, pieces))
+    )
 
 
 def text_and_notes(place: Path) -> Reader:
@@ -93,7 +96,7 @@ def text_and_notes(place: Path) -> Reader:
     spec = ShardSpec(place / "cache", LENGTH, tokenizer)
 
     def read() -> None:
-        make_all_calls(lambda: describe_shards([file], spec), lambda: list(read_token_blocks(file, tokenizer)))
+        make_all_calls(lambda: describe_shards([file], spec), lambda: list(read_token_blocks(file, tokenizer, spec.is_piece)))
 
     return Reader(spoiler((file.text, mutated_bytes), (file.refs, mutated_bytes), (notes, mutated_json)), read)
 

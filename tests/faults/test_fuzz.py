@@ -90,10 +90,7 @@ def report(request):
         reporter.write_line(f"\nfuzz inputs in all: {sum(row['inputs'] for row in rows.values())}, seed {SEED}")
 
 
-UNCHECKED_ROWS = pytest.mark.xfail(strict=True, reason="the rows of a cached shard are not checked yet: ids, lengths, missing values")
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=UNCHECKED_ROWS) if name == "shards" else name for name in READERS])
+@pytest.mark.parametrize("name", READERS)
 def test_no_file_escapes(name, tmp_path, report):
     inputs = max(15, round(INPUTS * READERS[name][1]))
     process = start(fuzz, name, inputs, tmp_path)

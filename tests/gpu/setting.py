@@ -89,7 +89,8 @@ def build_distiller(
 ) -> Distiller:
     """Prepares the models as training.train does; ``options`` are Distiller's: rank, world_size, batches."""
     student, teacher = models
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=compiled, cpu_kernels=args.cpu_kernels)
+    kernels = args.cpu_kernels and not any(match["feature"] == "attention" for match in setting.matches)
+    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=compiled, cpu_kernels=kernels)
     passes = args.gradient_accumulation_steps or 1
     return Distiller(args, student, teacher, setting.matches, device, forward_passes=passes, compiled=compiled, **options)
 

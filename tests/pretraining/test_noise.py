@@ -2,7 +2,9 @@
 
 import json
 import sys
+import warnings
 
+import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
@@ -42,3 +44,12 @@ def test_a_run_prints_what_is_not_the_default_and_keeps_all(work):
     ]
     assert json.loads((work / "run" / "arguments.json").read_text())["warmup_proportion"] == 0.1
     assert "Warning" not in ended.err and "LOAD REPORT" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_a_warning_about_a_call_of_ours_is_an_error_in_the_tests(kind):
+    """pyproject.toml says so; a warning about a library's call of another is none."""
+    with pytest.raises(kind):
+        warnings.warn_explicit("is gone in the next release", kind, "x.py", 1, module="pretraining.distillation.distiller")
+    if kind is DeprecationWarning:
+        warnings.warn_explicit("is gone in the next release", kind, "x.py", 1, module="transformers.trainer")

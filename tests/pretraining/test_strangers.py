@@ -7,7 +7,7 @@ import pytest
 from pretraining.corpus.files import TextAndRefs, read_data_json
 from pretraining.corpus.segmenter import read_ltp_directory
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.corpus.tokens import read_token_blocks
+from pretraining.corpus.tokens import find_pieces, read_token_blocks
 from pretraining.distillation.modeling import read_config
 from pretraining.utils import UserError
 from tests import tiny
@@ -19,7 +19,7 @@ def test_references_that_end_before_their_text(tiny_tokenizer, tmp_path):
     refs = tmp_path / "text.refs"
     refs.write_text("".join(refs.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"text.refs: has fewer lines than .*text.txt; make it again with run_chinese_ref.py$"):
-        list(read_token_blocks(TextAndRefs(tmp_path / "text.txt", refs), tiny_tokenizer))
+        list(read_token_blocks(TextAndRefs(tmp_path / "text.txt", refs), tiny_tokenizer, find_pieces(tiny_tokenizer)))
 
 
 TOO_LONG = "今" * 400
@@ -65,11 +65,13 @@ def test_tokenizer_settings_of_a_wrong_type(settings, tmp_path):
     "values, message",
     [
         ({"chunk_size_feed_forward": 256}, "has another chunk_size_feed_forward than 0, with which it cannot be trained; remove it"),
+        ({"chunk_size_feed_forward": None}, "has another chunk_size_feed_forward than 0, with which it cannot be trained; remove it"),
         ({"return_dict": False}, "has another return_dict than true, with which it cannot be trained; remove it"),
         ({"output_hidden_states": "yes"}, "needs true or false for output_hidden_states"),
         ({"output_attentions": 1}, "needs true or false for output_attentions"),
         ({"initializer_range": -0.02}, "has no number of 0 or above for initializer_range"),
         ({"layer_norm_eps": float("nan")}, "has no number of 0 or above for layer_norm_eps"),
+        ({"hidden_dropout_prob": float("nan")}, "has no number of 0 or above for hidden_dropout_prob"),
         ({"num_hidden_layers": 2**31}, "needs a whole number up to 1000 for num_hidden_layers"),
         ({"num_labels": 2**31}, "needs a whole number up to 1000000 for num_labels"),
         ({"max_position_embeddings": 2**40}, r"asks for [\d,]+ parameters; at most 10,000,000,000 are possible"),

@@ -65,7 +65,8 @@ def batches(corpus, tmp_path_factory) -> dict[str, dict]:
 
 def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_matches: list[dict], compiled: bool = False) -> Distiller:
     """As training.train makes it."""
-    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=compiled, cpu_kernels=args.cpu_kernels)
+    kernels = args.cpu_kernels and not any(match["feature"] == "attention" for match in intermediate_matches)
+    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=compiled, cpu_kernels=kernels)
     return Distiller(args, student, teacher, intermediate_matches, CPU, compiled=compiled)
 
 
