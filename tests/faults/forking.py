@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -27,6 +28,9 @@ IMPORTED = [
 class Run:
     """A script at work in a process group of its own.
 
+    Args:
+        prepare: called in the process before the script.
+
     Attributes:
         log: file with all that it prints.
     """
@@ -34,13 +38,22 @@ class Run:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
 
-    def __init__(self, script: str, arguments: list[str], directory: Path, log: Path, **environment: str):
+    def __init__(
+        self,
+        script: str,
+        arguments: list[str],
+        directory: Path,
+        log: Path,
+        prepare: Callable[[], None] | None = None,
+        **environment: str,
+    ):
         self.log = log
         with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
             monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # train.py sets it, but here torch is imported before
             forkserver.ensure_running()
         receiver, sender = self.context.Pipe(duplex=False)
-        self.process = self.context.Process(target=_child, args=(script, arguments, directory, log, environment, sender))
+        self.process = self.context.Process(target=_child, args=(script, arguments, directory, log, prepare, environment, sender))
         self.process.start()
         sender.close()
         receiver.recv()  # it has its group now
@@ -66,7 +79,7 @@ class Run:
         return self.process.exitcode
 
 
-def _child(script: str, arguments: list[str], directory: Path, log: Path, environment: dict, sender) -> None:
+def _child(script: str, arguments: list[str], directory: Path, log: Path, prepare, environment: dict, sender) -> None:
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -74,4 +87,6 @@ def _child(script: str, arguments: list[str], directory: Path, log: Path, enviro
     os.environ.update(workplace.ENVIRONMENT, **environment)
     tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore of the system, which a killed process leaves behind
     sender.send("ready")
+    if prepare is not None:
+        prepare()
     workplace.call(script, arguments, directory)
