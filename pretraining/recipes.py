@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pretraining.launching.machines import Machines
 from pretraining.launching.runner import CommandRunner
 from pretraining.launching.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
 from pretraining.utils import ArgumentParser, non_negative_int, run_script, sequence_length
@@ -268,7 +269,7 @@ def launcher(settings: Settings) -> list[str]:
         f"--master_addr={settings.master_addr}",
         f"--master_port={settings.master_port}",
         "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
-        "--rdzv-conf=timeout=604800",  # seconds to wait for machine 0, which tokenises
+        "--rdzv-conf=timeout=100",  # seconds to wait for the others, which have met before
     ]
 
 
@@ -299,19 +300,23 @@ def run_recipe(settings: Settings) -> None:
     """Checks every stage before the first begins, then runs the stages."""
     stages = build_stages(settings)
     runner = CommandRunner()
-    for stage in stages:
-        runner.run(stage.check)
-    require_assistant(settings)
-    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait when they begin to train
+    machines = Machines(Path(settings.saves, ".machines", settings.recipe.name), settings.node_rank, settings.nnodes)
+    note_error = machines.note_line if settings.nnodes > 1 else None
+    with machines.running():
         for stage in stages:
-            if stage.first_weights:
-                runner.run(stage.first_weights)
-        runner.run(shards_command(settings))
-    if settings.ngpu > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
-    for stage in stages:
-        print(f"==== {stage.directory}", flush=True)
-        runner.run(stage.train)
+            runner.run(stage.check, note_error)
+        require_assistant(settings)
+        if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait for it
+            for stage in stages:
+                if stage.first_weights:
+                    runner.run(stage.first_weights, note_error)
+            runner.run(shards_command(settings), note_error)
+        if settings.ngpu > 1:
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
+        for place, stage in enumerate(stages, 1):
+            machines.meet(place, runner.exit_if_stopped)
+            print(f"==== {stage.directory}", flush=True)
+            runner.run(stage.train)
     checkpoint = f"{stages[-1].directory}/gs{settings.train_steps}"
     print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
 

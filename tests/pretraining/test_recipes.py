@@ -362,7 +362,7 @@ def test_several_processes_are_started_by_torchrun(recipe, defaults):
     several = recipes.build_stages(settings_of(defaults, recipe, **machines))
     torchrun = words_of(
         "-m pretraining.launching.torchrun --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
-        "--shutdown-timeout=1800 --rdzv-conf=timeout=604800"
+        "--shutdown-timeout=1800 --rdzv-conf=timeout=100"
     )
     second = [word.replace("=1234", "=1235") for word in torchrun]  # else it could join the store of the stage that is ending
     assert several == [stage._replace(train=words + stage.train[1:]) for stage, words in zip(one, (torchrun, second))]
@@ -564,7 +564,7 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
 @pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
 def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
     seen = []
-    runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    runner = types.SimpleNamespace(run=lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS")), exit_if_stopped=None)
     monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)
     monkeypatch.setenv("OMP_NUM_THREADS", before or "")
     if before is None:
