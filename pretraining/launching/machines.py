@@ -37,7 +37,7 @@ class Machines:
         self.others = [other for other in range(count) if other != rank]
         self.start = f"{socket.gethostname()} {os.getpid()} {time.time_ns()}"
         self.told: dict[str, Any] = {"start": self.start, "host": socket.gethostname(), "place": 0, "beat": 0}
-        self.lock, self.over = threading.Lock(), threading.Event()
+        self.over = threading.Event()
         self.first_seen: dict[int, Any] = {}
         self.last_new: dict[int, tuple[Any, float]] = {}
 
@@ -54,14 +54,14 @@ class Machines:
         try:
             yield
         except UserError as error:
-            self._tell(failed=str(error))
+            self.told["failed"] = str(error)
             raise
         except SystemExit as ended:
-            self._tell(failed=self.told.get("line") or f"ended with status {ended.code}")
+            self.told["failed"] = self.told.get("line") or f"ended with status {ended.code}"
             raise
         finally:
             self.over.set()
-            thread.join()
+            thread.join()  # it writes the last words
 
     def meet(self, place: int, exit_if_stopped: Callable[[], None]) -> None:
         """Returns when all machines are at this place of the run, counted from 1, or past it. Prints for which machine it waits.
@@ -74,7 +74,7 @@ class Machines:
         """
         if not self.others:
             return
-        self._tell(place=place)
+        self.told["place"] = place  # with the next renewal
         begin = time.monotonic()
         next_notice = begin + NOTICE_AFTER
         while waiting := [other for other in self.others if not self._has_come(other, place, time.monotonic() - begin)]:
@@ -103,13 +103,14 @@ class Machines:
         except (OSError, ValueError):
             return None
 
-    def _tell(self, **news: Any) -> None:
-        with self.lock:
-            self.told = {**self.told, **news, "beat": self.told["beat"] + 1}
-            write_json(self._path(self.rank), self.told)
+    def _tell(self) -> None:
+        self.told["beat"] += 1
+        write_json(self._path(self.rank), self.told)
 
     def _renew(self) -> None:
-        while not self.over.wait(BEAT):
+        is_over = False
+        while not is_over:
+            is_over = self.over.wait(BEAT)
             with suppress(UserError):  # a full disk, or another machine of this number; the next renewal may succeed
                 self._tell()
 

@@ -40,23 +40,22 @@ def other_machine(directory, place: int, fails: str = ""):
     begun, over = threading.Event(), threading.Event()
 
     def live() -> None:
-        with contextlib.suppress(UserError), Machines(directory, 1, 2).running() as _:
+        machine = Machines(directory, 1, 2)
+        machine.told["place"] = place
+        with contextlib.suppress(UserError), machine.running():
             begun.set()
             if fails:
                 raise UserError(fails)
             over.wait(30)
 
-    original = Machines._tell
     thread = threading.Thread(target=live)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Machines, "_tell", lambda self, **news: original(self, **({"place": place} if self.rank else {}), **news))
-        thread.start()
-        begun.wait(10)
-        if fails:
-            thread.join()
-        yield
-        over.set()
+    thread.start()
+    begun.wait(10)
+    if fails:
         thread.join()
+    yield
+    over.set()
+    thread.join()
 
 
 def test_a_machine_waits_until_the_others_have_come(tmp_path, capsys):
@@ -90,8 +89,8 @@ def test_a_failure_just_before_the_start_counts_after_a_while(tmp_path):
 
 def test_two_machines_of_one_number_are_refused(tmp_path):
     first, second = Machines(tmp_path, 0, 2), Machines(tmp_path, 0, 2)
-    with pytest.raises(UserError, match="node_rank=0: another machine"), first.running(), second.running():
-        first.meet(1, rounds(1000))
+    with pytest.raises(UserError, match="node_rank=0: another machine"), first.running():
+        first.meet(1, lambda: (tmp_path / "0.json").write_text(json.dumps(second.told)))
 
 
 def test_the_files_of_an_earlier_start_do_not_count(tmp_path, monkeypatch):
