@@ -165,6 +165,11 @@ def visible_gpus() -> int:
 
 def check_numbers(settings: Settings) -> None:
     """Refuses machines that are not counted from 0, and a batch that the processes and forwards do not divide."""
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started > 1 and settings.nnodes == 1:
+        raise SettingError(
+            f"nnodes=1: srun started {started} of these; set nnodes={started} and node_rank=$SLURM_PROCID, one task a machine"
+        )
     if settings.node_rank >= settings.nnodes:
         raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
     if settings.global_batch % settings.processes:

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import subprocess
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 class Process(NamedTuple):
-    """This process among all of a run, as torchrun numbers them."""
+    """This process among all of a run."""
 
     rank: int
     local_rank: int
@@ -32,9 +33,31 @@ class Process(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> "Process":
-        names = {"rank": "RANK", "local_rank": "LOCAL_RANK", "world_size": "WORLD_SIZE"}
-        defaults = {"rank": 0, "local_rank": 0, "world_size": 1}
-        return cls(**{field: int(os.environ.get(name, defaults[field])) for field, name in names.items()})
+        """The numbers that torchrun gives, or Slurm's ``srun`` where there is no torchrun; else the only process.
+
+        Raises:
+            UserError: srun started several processes, but nobody says where they meet.
+        """
+        numbers = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+            _set_meeting_place_of_srun()
+        rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(numbers, "001"))
+        return cls(rank, local_rank, world_size)
+
+
+def _set_meeting_place_of_srun() -> None:
+    """Sets MASTER_ADDR to the first machine of the step and MASTER_PORT to a number that depends on the job."""
+    if "MASTER_ADDR" not in os.environ:
+        try:
+            command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+            os.environ["MASTER_ADDR"] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        except (OSError, KeyError, IndexError, subprocess.CalledProcessError):
+            raise UserError(
+                "srun started several processes, but scontrol does not name their machines; set MASTER_ADDR to the first one"
+            ) from None
+    job_id = int(os.environ.get("SLURM_JOB_ID", 0))
+    os.environ.setdefault("MASTER_PORT", str(20_000 + job_id % 10_000))
 
 
 class Run(NamedTuple):

@@ -354,6 +354,13 @@ def test_commands_of_a_recipe(recipe, defaults):
     assert recipes.shards_command(settings) == words_of(SHARDS)
 
 
+def test_one_machine_that_srun_starts_twice_is_refused(defaults, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="nnodes=1: srun started 2 of these; set nnodes=2 and node_rank="):
+        settings_of(defaults, "h256")
+    settings_of(defaults, "h256", nnodes="2")
+
+
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_several_processes_are_started_by_torchrun(recipe, defaults):
     """The runs alone; their checks, the first weights and the shards take one process."""
