@@ -121,7 +121,7 @@ class Watch:
     def _read_beats(self) -> None:
         beats = self.store.multi_get([f"beat {other}" for other in self.others])
         for other, beat in zip(self.others, beats):
-            if other not in self.last_beats or self.last_beats[other][0] != beat:
+            if self.last_beats.get(other, (b"",))[0] != beat:
                 self.last_beats[other] = beat, time.monotonic()
         self.last_answer = time.monotonic()
 
