@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretraining.corpus.locks import exclusive
+from pretraining.launching.machines import Machines
 from pretraining.launching.runner import CommandRunner
 from pretraining.launching.variables import (
     SettingError,
@@ -177,6 +178,11 @@ def visible_gpus() -> int:
 
 def check_numbers(settings: Settings) -> None:
     """Refuses machines that are not counted from 0, and a batch that the processes and forwards do not divide."""
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started > 1 and settings.nnodes == 1:
+        raise SettingError(
+            f"nnodes=1: srun started {started} of these; set nnodes={started} and node_rank=$SLURM_PROCID, one task a machine"
+        )
     if settings.node_rank >= settings.nnodes:
         raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
     if settings.global_batch % settings.processes:
@@ -282,7 +288,7 @@ def launcher(settings: Settings) -> list[str]:
         f"--master_addr={settings.master_addr}",
         f"--master_port={settings.master_port}",
         "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
-        "--rdzv-conf=timeout=604800",  # seconds to wait for machine 0, which tokenises
+        "--rdzv-conf=timeout=100",  # seconds to wait for the others, which have met before
     ]
 
 
@@ -313,26 +319,31 @@ def run_recipe(settings: Settings) -> None:
     """Checks every stage before the first begins, then runs the stages, unless another process does so already."""
     stages = build_stages(settings)
     runner = CommandRunner()
-    for stage in stages:
-        runner.run(stage.check)
-    require_assistant(settings)
+    machines = Machines(Path(settings.saves, ".machines", settings.recipe.name), settings.node_rank, settings.nnodes)
+    note_error = machines.note_line if settings.nnodes > 1 else None
     result = stages[-1].directory
-    with exclusive(Path(result, ".distill.lock"), result) if settings.node_rank == 0 else nullcontext():
-        run_stages(settings, stages, runner)
+    with machines.running():
+        for stage in stages:
+            runner.run(stage.check, note_error)
+        require_assistant(settings)
+        with exclusive(Path(result, ".distill.lock"), result) if settings.node_rank == 0 else nullcontext():
+            run_stages(settings, stages, runner, machines)
     checkpoint = f"{result}/gs{settings.train_steps}"
     print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
 
 
-def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner) -> None:
+def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, machines: Machines) -> None:
     """Writes the first weights and the shards, then trains."""
-    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait when they begin to train
+    note_error = machines.note_line if settings.nnodes > 1 else None
+    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait for it
         for stage in stages:
             if stage.first_weights:
-                runner.run(stage.first_weights)
-        runner.run(shards_command(settings))
+                runner.run(stage.first_weights, note_error)
+        runner.run(shards_command(settings), note_error)
     if settings.ngpu > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
-    for stage in stages:
+    for place, stage in enumerate(stages, 1):
+        machines.meet(place, runner.exit_if_stopped)
         print(f"==== {stage.directory}", flush=True)
         runner.run(stage.train)
 

@@ -6,19 +6,17 @@
 Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process a GPU. distill.sh holds the published recipes.
 """
 
-import os
 import time
-from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretraining.config import parse
 from pretraining.corpus.files import TextAndRefs, read_training_files
-from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.utils import cores_per_process, run_script
+from pretraining.utils import run_script, set_torch_variables
 
 if TYPE_CHECKING:
+    import torch.distributed as dist
+
     from pretraining.distillation.checks import ModelPlan
     from pretraining.distillation.processes import Run
 
@@ -34,37 +32,38 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.tokenizer_directory)
 
-    compiler_processes = min(32, cores_per_process())  # 32 is torch's own limit
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compiler_processes))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
-    from pretraining.distillation import checks
-    from pretraining.distillation.processes import Process, Run
+    set_torch_variables()
+    from pretraining.distillation.checks import check_run, locked_output_dir
+    from pretraining.distillation.processes import watched
 
-    process = Process.from_environment()
-    plan = checks.check_models(args, tokenizer)
-    device = checks.check_device(args, process)
-    compiled = checks.check_compile(args, device, process)
-    checks.check_output_dir(args)
+    run, plan = check_run(args, tokenizer)
     if args.check_only:
         return
-    run = Run(args, tokenizer, device, process, compiled, checks.forward_passes(args, plan, device))
-    is_writer = args.do_train and process.rank == 0
-    with exclusive(Path(args.output_dir) / ".lock", f"--output_dir {args.output_dir}") if is_writer else nullcontext():
-        start(run, plan, files, step_callback=step_callback, save_callback=save_callback)
+    with watched(run) as store, locked_output_dir(run):
+        start(run, plan, files, store, step_callback=step_callback, save_callback=save_callback)
 
 
-def start(run: "Run", plan: "ModelPlan", files: dict[str, list[TextAndRefs]], *, step_callback: Any, save_callback: Any) -> None:
+def start(
+    run: "Run",
+    plan: "ModelPlan",
+    files: dict[str, list[TextAndRefs]],
+    store: "dist.Store | None",
+    *,
+    step_callback: Any,
+    save_callback: Any,
+) -> None:
     """Resumes or builds, trains, evaluates; the arguments are what :func:`main` has checked."""
     from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
-    from pretraining.distillation import checks
     from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
+    from pretraining.distillation.checks import check_resume
     from pretraining.distillation.evaluation import evaluate_run
-    from pretraining.distillation.processes import process_group, require_same_inputs
+    from pretraining.distillation.processes import require_same_inputs, start_process_group
     from pretraining.distillation.training import announce, load_models, train
 
     # ---- check what lies on the disk
     args, process = run.args, run.process
-    checkpoint = checks.check_resume(args)
+    checkpoint = check_resume(args)
     spec = ShardSpec(args.data_cache_dir, args.max_seq_length, run.tokenizer, read_since=time.time() if args.verify_data else 0.0)
     descriptions = {split: describe_shards(files[split], spec) for split in files}
     identity, state = {}, None
@@ -78,16 +77,16 @@ def start(run: "Run", plan: "ModelPlan", files: dict[str, list[TextAndRefs]], *,
     student, teacher = load_models(args, plan, checkpoint)
     building: dict[str, Any] = {"num_workers": args.preprocessing_num_workers, "progress": process.rank == 0}
     datasets = {split: load_shards(files[split], spec, descriptions[split], **building, fill_last_row=split == "train") for split in files}
-    with process_group(run):
-        require_same_inputs(run, checkpoint, identity)
-        announce(run, student)
+    start_process_group(run, store)
+    require_same_inputs(run, checkpoint, identity)
+    announce(run, student)
 
-        # ---- train, evaluate
-        if args.do_train:
-            callbacks = {"step_callback": step_callback, "save_callback": save_callback}
-            train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
-        if args.do_eval:
-            evaluate_run(run, student, teacher, datasets["dev"])
+    # ---- train, evaluate
+    if args.do_train:
+        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
+        train(run, plan, student, teacher, datasets["train"], state=state, identity=identity, **callbacks)
+    if args.do_eval:
+        evaluate_run(run, student, teacher, datasets["dev"])
 
 
 if __name__ == "__main__":

@@ -222,6 +222,13 @@ def cores_per_process() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def set_torch_variables() -> None:
+    """Sets what torch reads when it is imported; what the user has set stays."""
+    compiler_processes = min(32, cores_per_process())  # 32 is torch's own limit
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compiler_processes))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else twenty lines of C++ frames when a process is lost
+
+
 # ---------------------------------------------------------------- progress
 
 

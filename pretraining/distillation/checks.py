@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ from transformers import BertConfig
 
 from pretraining.config import TrainingArguments
 from pretraining.corpus.files import require_file, require_writable_place
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.checkpoint import checkpoints, find_checkpoint
 from pretraining.distillation.memory import largest_forward_batch
 from pretraining.distillation.modeling import half_dtype, read_config, require_model_directory
-from pretraining.distillation.processes import Process
+from pretraining.distillation.processes import Process, Run
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
 
@@ -37,6 +39,23 @@ class ModelPlan(NamedTuple):
     def needs_attentions(self) -> bool:
         """True if the models must return attention probabilities."""
         return any(match["feature"] == "attention" for match in self.matches)
+
+
+def check_run(args: TrainingArguments, tokenizer: Any) -> tuple[Run, ModelPlan]:
+    """All that can be checked of a run without its data and its checkpoints; chooses the device and how it computes."""
+    process = Process.from_environment()
+    plan = check_models(args, tokenizer)
+    device = check_device(args, process)
+    compiled = check_compile(args, device, process)
+    check_output_dir(args)
+    return Run(args, tokenizer, device, process, compiled, forward_passes(args, plan, device)), plan
+
+
+def locked_output_dir(run: Run) -> AbstractContextManager:
+    """Keeps a second command from training in the same directory; rank 0 holds the lock for all processes of the run."""
+    if not run.args.do_train or run.process.rank != 0:
+        return nullcontext()
+    return exclusive(Path(run.args.output_dir) / ".lock", f"--output_dir {run.args.output_dir}")
 
 
 def check_models(args: TrainingArguments, tokenizer: Any) -> ModelPlan:

@@ -34,6 +34,7 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Starts a process that calls ``target``."""
     with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "FATAL")  # train.py sets it, but here torch is imported before
         forkserver.ensure_running()
     process = CONTEXT.Process(target=target, args=arguments)
     process.start()
@@ -42,6 +43,9 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 class Run:
     """A script at work in a process group of its own.
+
+    Args:
+        prepare: called in the process before the script.
 
     Attributes:
         log: file with all that it prints.

@@ -338,6 +338,13 @@ def test_commands_of_a_recipe(recipe, defaults):
     assert recipes.shards_command(settings) == words_of(SHARDS)
 
 
+def test_one_machine_that_srun_starts_twice_is_refused(defaults, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="nnodes=1: srun started 2 of these; set nnodes=2 and node_rank="):
+        settings_of(defaults, "h256")
+    settings_of(defaults, "h256", nnodes="2")
+
+
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_several_processes_are_started_by_torchrun(recipe, defaults):
     """The runs alone; their checks, the first weights and the shards take one process."""
@@ -346,7 +353,7 @@ def test_several_processes_are_started_by_torchrun(recipe, defaults):
     several = recipes.build_stages(settings_of(defaults, recipe, **machines))
     torchrun = words_of(
         "-m pretraining.launching.torchrun --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
-        "--shutdown-timeout=1800 --rdzv-conf=timeout=604800"
+        "--shutdown-timeout=1800 --rdzv-conf=timeout=100"
     )
     second = [word.replace("=1234", "=1235") for word in torchrun]  # else it could join the store of the stage that is ending
     assert several == [stage._replace(train=words + stage.train[1:]) for stage, words in zip(one, (torchrun, second))]
@@ -658,7 +665,7 @@ def test_the_second_of_two_is_refused_before_anything_is_written(shell):
 def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     seen = []
-    runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    runner = types.SimpleNamespace(run=lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS")), exit_if_stopped=None)
     monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)
     monkeypatch.setenv("OMP_NUM_THREADS", before or "")
     if before is None:

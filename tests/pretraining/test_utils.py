@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from pretraining import COMMANDS, train
+from pretraining import COMMANDS, utils
 from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory, run_script
 from tests import tiny, workplace
 
@@ -217,6 +217,6 @@ def test_the_processes_of_a_machine_share_the_cores_that_a_scheduler_left_them(p
 def test_train_starts_at_most_as_many_compiler_processes_as_torch_would(cores, started, corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # so that it is put back
     monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
-    monkeypatch.setattr(train, "cores_per_process", lambda: cores)
+    monkeypatch.setattr(utils, "cores_per_process", lambda: cores)
     tiny.run_train([*corpus.arguments(tmp_path / "run"), "--check_only", "true"])
     assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == started
