@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretraining.scripts.model_sizes import published_configs
 
 from pretraining.config import TrainingArguments
 from pretraining.distillation.memory_trace import CudaKernels, TensorCount, trace_step
 from pretraining.matches import get_matches
+from pretraining.reporting.model_sizes import published_configs
 from tests import workplace
 
 PROJECT = Path(__file__).resolve().parents[3]
