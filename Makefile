@@ -3,7 +3,7 @@
 # make test    style, types and all tests
 # make bench   every stage against its stock peer, side by side
 # make audit   known vulnerabilities of the pinned packages
-# make faults  the longer run of the fault tests: 200 random faults over all commands
+# make faults  the longer run of the fault tests: 200 random faults over all commands, 30,000 spoiled files
 # make soak    an hour of training under random faults (tests/faults/soak.py); MINUTES=60 SEED=0
 
 PYTHON ?= python3
@@ -33,7 +33,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py
 
 faults: .venv/installed
-	FAULTS=200 $(BIN)/python -m pytest tests/faults
+	FAULTS=200 FUZZ_INPUTS=5000 $(BIN)/python -m pytest tests/faults
 
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) --seed $(SEED)

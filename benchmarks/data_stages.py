@@ -8,7 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from ltp_extension.perceptron import CWSModel
 
 from benchmarks.inputs import (
@@ -28,6 +28,7 @@ from benchmarks.rows import Row, at_most, faster, rate, under
 from pretraining import run_chinese_ref
 from pretraining.corpus.batches import dense_rows
 from pretraining.corpus.files import read_data_json, read_lines
+from pretraining.corpus.rows import Rows
 from pretraining.corpus.segmenter import (
     CHINESE_PAIR,
     MAX_CHARACTERS,
@@ -96,12 +97,13 @@ def masking_stage(work: Path, args: Namespace) -> list[Row]:
 def shards_stage(work: Path, args: Namespace) -> list[Row]:
     """Random rows, 32 at a time, as masked_batch reads them; the peer reads the same rows as datasets gives them, as Python lists."""
     data = load_sample(work)  # keeps the tokenizer, as train.py does: freeing it makes glibc slower, reading by 12 %
-    dataset = concatenate_datasets([data.dataset] * (1 + 20_000 // len(data.dataset))).with_format("numpy")
-    plain = dataset.with_format(None)
+    rows, stored_rows = data.dataset, Dataset.from_file(str(work / "shards/sample/data.arrow"))
+    copies = 1 + 20_000 // len(rows)
+    many, plain = Rows(rows.pieces * copies, rows.length, fill=True), concatenate_datasets([stored_rows] * copies)
     size, our_count, peer_count = 32, 300, 30  # rows a draw, draws
-    draws = np.random.default_rng(1).integers(len(dataset), size=(our_count, size)).tolist()
+    draws = np.random.default_rng(1).integers(len(many), size=(our_count, size)).tolist()
     seconds = time_in_turn(
-        {"ours": lambda: [dataset[draw] for draw in draws], "peer": lambda: [plain[draw] for draw in draws[:peer_count]]}, args.rounds
+        {"ours": lambda: [many[draw] for draw in draws], "peer": lambda: [plain[draw] for draw in draws[:peer_count]]}, args.rounds
     )
     our_rates = [our_count * size / value for value in seconds["ours"]]
     peer_rates = [peer_count * size / value for value in seconds["peer"]]

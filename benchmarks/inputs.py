@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset
 from transformers import BertTokenizer
 
 from benchmarks.processes import PRETRAINING
 from pretraining.corpus.batches import TrainingBatches
 from pretraining.corpus.files import TextAndRefs, read_data_json, read_lines
 from pretraining.corpus.masking import WholeWordMasker
+from pretraining.corpus.rows import Rows
 from pretraining.corpus.shards import ShardSpec, load_shards
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.scripts.make_demo_models import vocabulary
@@ -86,7 +86,7 @@ class Data(NamedTuple):
     """The training data as train.py has it."""
 
     tokenizer: BertTokenizer
-    dataset: Dataset
+    dataset: Rows
     masker: WholeWordMasker
 
     def batches(self, size: int) -> TrainingBatches:

@@ -8,6 +8,7 @@ published and measured rows, each marked as such; "-" stands for what was not me
 """
 
 import glob
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pretraining.utils import ArgumentParser, UserError, run_script
 
 STAGE_TASKS = ("cmrc2018", "ocnli", "lcqmc", "bq", "tnews")
 PUBLISHED_TEACHER = "RoBERTa"
+PROTOCOL_SETTINGS = {"max_seq_length", "per_device_train_batch_size", "learning_rate", "teacher"}
 
 Results = dict[str, dict[str, dict[str, Any]]]  # model -> task -> content of a results.json
 
@@ -67,22 +69,43 @@ def read_results(arguments: list[str]) -> Results:
         UserError: an unreadable file, one that run.py did not write, or two for the same model and task.
     """
     results: Results = {}
+    paths: dict[tuple[str, str], str] = {}
     for argument in arguments:
         name, _, path = argument.rpartition("=")
         if Path(argument).exists():
             name, path = "", argument
         content = read_json(Path(path) / "results.json" if Path(path).is_dir() else path, "a results.json of run.py")
-        if (
-            content.get("task") not in TASKS
-            or not {"model", "metrics", "best", "by_epochs", "settings"} <= content.keys()
-            or not isinstance(content["best"], dict)
-        ):
-            raise UserError(f"{path}: is not a results.json of run.py")
-        model = name or model_name(content["model"])
-        if content["task"] in results.setdefault(model, {}):
-            raise UserError(f"{path}: {model} has two results for {content['task']}; name the models apart with NAME={path}")
-        results[model][content["task"]] = content
+        if wrong := wrong_field(content):
+            raise UserError(f"{path}: is not a results.json of run.py, {wrong!r} is missing or not as run.py writes it")
+        model, task = name or model_name(content["model"]), content["task"]
+        if (model, task) in paths:
+            raise UserError(f"{path}: {paths[model, task]} has results of {model} for {task} too; name the models apart with NAME={path}")
+        paths[model, task] = path
+        results.setdefault(model, {})[task] = content
     return results
+
+
+def wrong_field(content: dict[str, Any]) -> str | None:
+    """The first field of a results.json that is missing or of another kind than run.py writes, or None."""
+    task = TASKS.get(content["task"]) if isinstance(content.get("task"), str) else None
+    best, rows, settings = (content.get(name) for name in ("best", "by_epochs", "settings"))
+    checks = {
+        "task": task is not None,
+        "model": isinstance(content.get("model"), str),
+        "metrics": task is not None and content.get("metrics") == list(task.metrics),
+        "best": task is not None and isinstance(best, dict) and all(_is_number(best.get(f"{name}_mean")) for name in task.metrics),
+        "by_epochs": isinstance(rows, list) and bool(rows) and all(map(_is_row, rows)),
+        "settings": isinstance(settings, dict) and PROTOCOL_SETTINGS <= settings.keys(),
+    }
+    return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("num_train_epochs")) is int and isinstance(row.get("seeds"), list) and bool(row["seeds"])
 
 
 def model_name(directory: str) -> str:

@@ -227,12 +227,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     labels = task_labels(task, args.data_dir)
+    paths: dict[str, Path] = {}
     for split in task.files:
         try:
-            path = find_file(task, args.data_dir, split)
+            paths[split] = find_file(task, args.data_dir, split)
         except UserError as missing:
+            if split in ("train", "dev"):
+                raise
             print(missing)
-            continue
+    for split, path in paths.items():
         examples: list = load_split(task, path, labels)
         print(size_line(task, split, path, examples))
         if not task.is_reading:

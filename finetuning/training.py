@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +57,6 @@ class Recipe:
     temperature: float = 1.0
     matches: tuple[dict, ...] = ()
 
-    @property
-    def attentions(self) -> bool:
-        """Whether the models must be able to return attentions."""
-        return any(match["feature"] == "attention" for match in self.matches)
-
 
 class Result(NamedTuple):
     """One run: the metrics in percent, the prediction for every dev id, and the trained model."""
@@ -71,7 +67,14 @@ class Result(NamedTuple):
 
 
 def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, settings: dict[str, Any], matches: list[dict]) -> Recipe:
-    """Tokenises the data, and loads the teacher and prints its metrics; once for all runs."""
+    """Loads the teacher, tokenises the data, and prints the teacher's metrics; once for all runs.
+
+    Raises:
+        UserError: weights of the model or of the teacher that are damaged, or do not fit the task; before it tokenises.
+    """
+    attentions = needs_attentions(matches)
+    load_model(args.model_name_or_path, task, data.labels, "the model to fine-tune", attentions)  # refuses it before the long work
+    teacher = load_teacher(args.teacher, task, data.labels, attentions) if args.teacher else None
     length = settings["max_seq_length"]
     train, _ = make_features(task, data.examples["train"], tokenizer, length, training=True)
     dev, windows = make_features(task, data.examples["dev"], tokenizer, length, training=False)
@@ -86,14 +89,19 @@ def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, set
         learning_rate=settings["learning_rate"],
         batch_size=args.per_device_train_batch_size,
         bf16=args.bf16,
+        teacher=teacher,
         temperature=args.temperature,
         matches=tuple(matches),
     )
-    if args.teacher:
-        recipe.teacher = load_teacher(args.teacher, task, data.labels, attentions=recipe.attentions)
-        scores = evaluate_model(recipe, recipe.teacher, Path(args.output_dir) / "unfinished")
+    if teacher is not None:
+        scores = evaluate_model(recipe, teacher, Path(args.output_dir) / "unfinished")
         print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
     return recipe
+
+
+def needs_attentions(matches: Iterable[dict]) -> bool:
+    """Whether the models must be able to return attentions."""
+    return any(match["feature"] == "attention" for match in matches)
 
 
 # ---------------------------------------------------------------- models
@@ -266,7 +274,7 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
 def make_trainer(recipe: Recipe, directory: Path, epochs: int, seed: int) -> SavingTrainer:
     """Loads the model with a new head; the same seed gives the same weights of the head."""
     set_seed(seed)
-    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=recipe.attentions)
+    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=needs_attentions(recipe.matches))
     common: dict[str, Any] = {
         "model": model,
         "args": trainer_arguments(recipe, directory, epochs, seed),

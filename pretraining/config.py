@@ -21,6 +21,7 @@ FREE_TO_CHANGE = {
     "data_files_json",
     "data_cache_dir",
     "preprocessing_num_workers",
+    "verify_data",
     "output_dir",
     "ckpt_steps",
     "keep_checkpoints",
@@ -74,6 +75,9 @@ class TrainingArguments:
     data_cache_dir: str = argument(default="./dataset/shards", help="where the tokenised shards are kept")
     max_seq_length: int = argument(default=512, help="tokens per sample, [CLS] and [SEP] included")
     preprocessing_num_workers: int = argument(default=os.cpu_count() or 1, help="threads that tokenise; the shards do not depend on it")
+    verify_data: bool = argument(
+        default=False, help="read and check all texts, references and shards again, also those that seem unchanged since the last time"
+    )
     mlm_probability: float = argument(default=0.15, help="share of the tokens that are masked, as whole words")
 
     # ---- optimisation

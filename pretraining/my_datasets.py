@@ -6,6 +6,7 @@ train.py builds missing shards too; this command builds them before training. co
 """
 
 import os
+import time
 
 from pretraining.corpus.files import read_data_json
 from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
@@ -20,15 +21,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer", default="./pretrained_model_path/RoBERTa", help="directory with the teacher's vocab.txt")
     parser.add_argument("--max_seq_length", default=512, type=sequence_length, help="tokens of a sample, [CLS] and [SEP] included")
     parser.add_argument("--preprocessing_num_workers", default=os.cpu_count() or 1, type=positive_int, help="threads that tokenise")
-    args = parser.parse_args(argv)
+    parser.add_argument(
+        "--verify_data", action="store_true", help="read and check all files again, also those that seem unchanged since the last time"
+    )
+    start, args = time.time(), parser.parse_args(argv)
 
     splits = {split: files for split, files in read_data_json(args.data_files_json).items() if files}
-    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, load_tokenizer(args.tokenizer))
+    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, load_tokenizer(args.tokenizer), start if args.verify_data else 0.0)
     descriptions = {split: describe_shards(files, spec) for split, files in splits.items()}  # all checks before the first shard is built
     for split, files in splits.items():
-        dataset = load_shards(files, spec, descriptions[split], args.preprocessing_num_workers)
-        fingerprint = data_fingerprint(descriptions[split])[:12]
-        print(f"{split}: {len(dataset):,} samples of {args.max_seq_length} tokens from {len(files)} files, fingerprint {fingerprint}")
+        fill = split == "train"
+        rows = load_shards(files, spec, descriptions[split], args.preprocessing_num_workers, fill_last_row=fill)
+        mean = spec.max_seq_length if fill else rows.tokens / len(rows) + 2  # with [CLS] and [SEP]
+        print(
+            f"{split}: {len(rows):,} samples of {mean:.4g} tokens on average; {rows.tokens:,} tokens from {len(files):,} files; "
+            f"fingerprint {data_fingerprint(descriptions[split])[:12]}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ A new recipe is one entry of ``RECIPES``.
 """
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pretraining.corpus.locks import exclusive
 from pretraining.launching.runner import CommandRunner
 from pretraining.launching.variables import (
     SettingError,
@@ -308,12 +310,21 @@ def require_assistant(settings: Settings) -> None:
 
 
 def run_recipe(settings: Settings) -> None:
-    """Checks every stage before the first begins, then runs the stages."""
+    """Checks every stage before the first begins, then runs the stages, unless another process does so already."""
     stages = build_stages(settings)
     runner = CommandRunner()
     for stage in stages:
         runner.run(stage.check)
     require_assistant(settings)
+    result = stages[-1].directory
+    with exclusive(Path(result, ".distill.lock"), result) if settings.node_rank == 0 else nullcontext():
+        run_stages(settings, stages, runner)
+    checkpoint = f"{result}/gs{settings.train_steps}"
+    print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
+
+
+def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner) -> None:
+    """Writes the first weights and the shards, then trains."""
     if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait when they begin to train
         for stage in stages:
             if stage.first_weights:
@@ -324,8 +335,6 @@ def run_recipe(settings: Settings) -> None:
     for stage in stages:
         print(f"==== {stage.directory}", flush=True)
         runner.run(stage.train)
-    checkpoint = f"{stages[-1].directory}/gs{settings.train_steps}"
-    print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,21 +7,20 @@ Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process
 """
 
 import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretraining.config import TrainingArguments, parse
+from pretraining.config import parse
 from pretraining.corpus.files import TextAndRefs, read_training_files
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.utils import cores_per_process, run_script
 
 if TYPE_CHECKING:
-    import torch
-
     from pretraining.distillation.checks import ModelPlan
-    from pretraining.distillation.processes import Process
+    from pretraining.distillation.processes import Run
 
 
 def main(argv: list[str] | None = None, step_callback: Any = None, save_callback: Any = None) -> None:
@@ -35,10 +34,11 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     files = read_training_files(args.data_files_json, do_train=args.do_train, do_eval=args.do_eval)
     tokenizer = load_tokenizer(args.tokenizer_directory)
 
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(cores_per_process()))  # torch reads it when it is imported
+    compiler_processes = min(32, cores_per_process())  # 32 is torch's own limit
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compiler_processes))  # torch reads it when it is imported
     # torch, BERT's models and TextBrewer take seconds to import; the checks above need none of them.
     from pretraining.distillation import checks
-    from pretraining.distillation.processes import Process
+    from pretraining.distillation.processes import Process, Run
 
     process = Process.from_environment()
     plan = checks.check_models(args, tokenizer)
@@ -47,49 +47,37 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     checks.check_output_dir(args)
     if args.check_only:
         return
+    run = Run(args, tokenizer, device, process, compiled, checks.forward_passes(args, plan, device))
     is_writer = args.do_train and process.rank == 0
     with exclusive(Path(args.output_dir) / ".lock", f"--output_dir {args.output_dir}") if is_writer else nullcontext():
-        callbacks = {"step_callback": step_callback, "save_callback": save_callback}
-        run_checked(args, files, tokenizer, plan, device, process, compiled, **callbacks)
+        start(run, plan, files, step_callback=step_callback, save_callback=save_callback)
 
 
-def run_checked(
-    args: TrainingArguments,
-    files: dict[str, list[TextAndRefs]],
-    tokenizer: Any,
-    plan: "ModelPlan",
-    device: "torch.device",
-    process: "Process",
-    compiled: bool,
-    *,
-    step_callback: Any,
-    save_callback: Any,
-) -> None:
+def start(run: "Run", plan: "ModelPlan", files: dict[str, list[TextAndRefs]], *, step_callback: Any, save_callback: Any) -> None:
     """Resumes or builds, trains, evaluates; the arguments are what :func:`main` has checked."""
     from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
     from pretraining.distillation import checks
     from pretraining.distillation.checkpoint import check_identity, load_state, run_identity
     from pretraining.distillation.evaluation import evaluate_run
-    from pretraining.distillation.processes import Run, process_group, require_same_inputs
+    from pretraining.distillation.processes import process_group, require_same_inputs
     from pretraining.distillation.training import announce, load_models, train
 
+    # ---- check what lies on the disk
+    args, process = run.args, run.process
     checkpoint = checks.check_resume(args)
-    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer)
+    spec = ShardSpec(args.data_cache_dir, args.max_seq_length, run.tokenizer, read_since=time.time() if args.verify_data else 0.0)
     descriptions = {split: describe_shards(files[split], spec) for split in files}
     identity, state = {}, None
     if args.do_train:
-        identity = run_identity(args, process.world_size, plan.student, tokenizer, data_fingerprint(descriptions["train"]))
+        identity = run_identity(args, process.world_size, plan.student, run.tokenizer, data_fingerprint(descriptions["train"]))
     if args.do_train and checkpoint:
         state = load_state(checkpoint)
         check_identity(checkpoint, state["identity"], identity, args.ignore_data_fingerprint)
 
     # ---- build: the models first, because their weights may not fit and the shards may take hours
     student, teacher = load_models(args, plan, checkpoint)
-    datasets = {
-        split: load_shards(files[split], spec, descriptions[split], args.preprocessing_num_workers, progress=process.rank == 0)
-        for split in files
-    }
-    run = Run(args, tokenizer, device, process, compiled, checks.forward_passes(args, plan, device))
+    building: dict[str, Any] = {"num_workers": args.preprocessing_num_workers, "progress": process.rank == 0}
+    datasets = {split: load_shards(files[split], spec, descriptions[split], **building, fill_last_row=split == "train") for split in files}
     with process_group(run):
         require_same_inputs(run, checkpoint, identity)
         announce(run, student)

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 from transformers.utils import logging
 
 from pretraining import train
+from pretraining.corpus.rows import Rows
 from pretraining.reporting.scalars import read_scalars
 
 logging.disable_progress_bar()
@@ -180,6 +181,12 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 def is_lock(path: Path) -> bool:
     """True for the file of a lock."""
     return path.name.startswith(".") and path.suffix == ".lock" or path.name == ".lock"
+
+
+def all_rows(rows: Rows) -> dict[str, list[list]]:
+    """Every row of a corpus: ``input_ids`` and ``continues``."""
+    read = rows[list(range(len(rows)))]
+    return {name: [row.tolist() for row in column] for name, column in read.items()}
 
 
 def masked_tokens(batch: dict) -> np.ndarray:

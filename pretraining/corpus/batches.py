@@ -19,7 +19,7 @@ class TrainingBatches:
     ``t * global_batch`` to ``(t + 1) * global_batch``, for every split of these into processes and micro-batches.
 
     Args:
-        dataset: from ``shards.load_shards``.
+        dataset: from ``shards.load_shards``; its rows are full.
         seed: decides the order.
         train_batch_size: samples of an optimizer step and process.
         micro_batches: forward passes of an optimizer step.

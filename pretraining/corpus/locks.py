@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from pretraining.utils import UserError
@@ -47,13 +48,18 @@ def _acquire(descriptor: int, place: str | Path) -> None:
             raise _in_use(descriptor, place) from None
         if error.errno not in NO_LOCKS:
             raise
-        print(f"warning: {place}: this file system has no locks; start no second command that writes here", file=sys.stderr)
+        _warn_of_no_locks(str(place))
         return
     with suppress(OSError):  # on a full disk the holder has no name
         os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode(), 0)
         os.fsync(descriptor)
+
+
+@cache
+def _warn_of_no_locks(place: str) -> None:
+    print(f"warning: {place}: this file system has no locks; start no second command that writes here", file=sys.stderr)
 
 
 def _in_use(descriptor: int, place: str | Path) -> UserError:

@@ -25,15 +25,23 @@ class TokenBlock(NamedTuple):
     lines: int
 
 
-def read_token_blocks(file: TextAndRefs, tokenizer: Any) -> Iterator[TokenBlock]:
+def find_pieces(tokenizer: Any) -> np.ndarray:
+    """(vocabulary,) bool: the token is a ``##`` piece, which continues a word."""
+    is_piece = np.zeros(len(tokenizer), dtype=bool)
+    is_piece[[number for token, number in tokenizer.get_vocab().items() if token.startswith("##")]] = True
+    return is_piece
+
+
+def read_token_blocks(file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray) -> Iterator[TokenBlock]:
     """Yields the tokens of a text in order.
+
+    Args:
+        is_piece: from :func:`find_pieces`.
 
     Raises:
         UserError: a reference line does not fit its text line.
     """
     backend = tokenizer.backend_tokenizer
-    is_piece = np.zeros(len(tokenizer), dtype=bool)
-    is_piece[[number for token, number in tokenizer.get_vocab().items() if token.startswith("##")]] = True
     refs, first_line = _LineReader(file), 1
     for lines in read_line_blocks(file.text):
         encodings = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]

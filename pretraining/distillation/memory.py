@@ -32,12 +32,19 @@ def largest_forward_batch(
         half: the 16-bit dtype of the step (``modeling.half_dtype``); None in float32.
         train_batch_size: samples of an optimizer step and process.
     """
-    buckets = 4 * parameter_count(student)  # DistributedDataParallel keeps a second copy of the gradients
-    usable = (total_bytes - RESERVED) * USED_SHARE - buckets
     size = train_batch_size & -train_batch_size  # the largest power of two that divides it
-    while size > 1 and step_bytes(student, teacher, matches, length, half, size, mlm_probability) > usable:
+    while size > 1:
+        step = step_bytes(student, teacher, matches, length, half, size, mlm_probability)
+        if card_bytes(step, student) <= total_bytes:
+            break
         size //= 2
     return size
+
+
+def card_bytes(step: int, student: Any) -> int:
+    """Memory that a card needs for a step whose tensors take ``step`` bytes at the peak."""
+    buckets = 4 * parameter_count(student)  # DistributedDataParallel keeps a second copy of the gradients
+    return RESERVED + int((step + buckets) / USED_SHARE)
 
 
 def step_bytes(

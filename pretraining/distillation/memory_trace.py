@@ -53,7 +53,7 @@ def trace_step(
     with torch.device("meta"):
         models = fake_models(args, student, teacher, matches, device)
     with tempfile.TemporaryDirectory() as folder:  # TextBrewer makes its output directory at once
-        distiller = Distiller(replace(args, output_dir=folder), *models, matches, torch.device("meta"))
+        distiller = Distiller(replace(args, output_dir=folder, compile="no"), *models, matches, torch.device("meta"))
     kernels = CudaKernels if device == "cuda" else nullcontext
     with FakeTensorMode(), TensorCount() as count, kernels():
         for module in (distiller.module, models[1]):

@@ -16,23 +16,13 @@ from transformers.modeling_outputs import MaskedLMOutput
 from pretraining.config import TrainingArguments
 from pretraining.corpus.files import CODE_KEYS, read_json, require_file
 from pretraining.distillation.cpu import ATTENTION
+from pretraining.distillation.gpus import bf16_peak
 from pretraining.utils import UserError, first_line
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TIED_WEIGHTS = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")  # state dicts may leave them out
 UNUSED_WEIGHTS = ("position_ids", "pooler", "seq_relationship")  # parts of a name; masked-LM training has no use for them
 MAX_LAYERS, MAX_LABELS, MAX_PARAMETERS = 1000, 1_000_000, 10**10  # of a config; more would only fill the memory
-# Dense bfloat16 operations a second, from the data sheets. The first name that is part of the device's name counts.
-DENSE_BF16_PEAK = {
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-}
 
 # Load reports and progress bars of transformers are of no use here; our errors name what is missing.
 transformers.logging.set_verbosity_error()
@@ -275,6 +265,5 @@ def flops_utilization(flops_per_second: float, device: torch.device) -> float | 
     """MFU: the share of the GPU's dense bfloat16 peak; None on a CPU and on a GPU whose peak is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for part, peak in DENSE_BF16_PEAK.items() if part in name), None)
+    peak = bf16_peak(torch.cuda.get_device_name(device))
     return flops_per_second / peak if peak else None

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretraining.corpus.files import atomic_directory, read_json, require_writable_place, write_json
+from pretraining.corpus.files import atomic_directory, disk_full_as_user_error, read_json, require_writable_place, write_json
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
 from pretraining.utils import ArgumentParser, UserError, run_script
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                 return
         teacher = load_masked_lm(args.model_name_or_path, "the teacher")
         student = keep_layers(teacher, args.layers)
-        with atomic_directory(target) as partial:
+        with atomic_directory(target) as partial, disk_full_as_user_error(target):
             student.save_pretrained(str(partial))
             save_tokenizer(tokenizer, partial)
             write_json(partial / MADE_FROM, {**made_from, "result": model_sha256(partial)})

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     curves = {name: read_curves(run) for name, run in args.runs.items()}
     models = load_for_evaluation(args.models, args.max_seq_length)
-    dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer))
+    dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer), fill_last_row=False)
 
     rows = batch_sizes()
     speeds = measure_speeds({name: model.bert for name, model in models.items()}, rows, [args.max_seq_length], ROUNDS)

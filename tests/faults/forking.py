@@ -1,4 +1,4 @@
-"""Runs of the scripts that start at once: each is forked from a process that has imported everything but has no threads yet."""
+"""Processes that start at once: each is forked from a process that has imported everything but has no threads yet."""
 
 import multiprocessing
 import os
@@ -7,7 +7,9 @@ import sys
 import threading
 from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tqdm import tqdm
@@ -22,7 +24,20 @@ IMPORTED = [
     "pretraining.distillation.training",
     "finetuning.training",
     "datasets",
+    "tests.faults.readers",
 ]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(IMPORTED)
+
+
+def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Starts a process that calls ``target``."""
+    with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 class Run:
@@ -31,9 +46,6 @@ class Run:
     Attributes:
         log: file with all that it prints.
     """
-
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
 
     def __init__(
         self,
@@ -46,12 +58,8 @@ class Run:
     ):
         """``prepare`` runs in the process before the script."""
         self.log = log
-        with pytest.MonkeyPatch.context() as monkeypatch:  # the server looks for what it imports along PYTHONPATH alone
-            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-            forkserver.ensure_running()
-        receiver, sender = self.context.Pipe(duplex=False)
-        self.process = self.context.Process(target=_child, args=(script, arguments, directory, log, prepare, environment, sender))
-        self.process.start()
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        self.process = start(_child, script, arguments, directory, log, prepare, environment, sender)
         sender.close()
         receiver.recv()  # it has its group now
 

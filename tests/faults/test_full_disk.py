@@ -11,8 +11,8 @@ from tests import tiny, workplace
 from tests.faults.disks import CannotMountError, FileSizeLimit, Tmpfs
 from tests.workplace import command_line, entries
 
-REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
-DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}
+REFS, SHARDS, TRAIN, INIT, *_ = workplace.ARGUMENTS
+DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run", INIT: "init"}
 
 
 @pytest.fixture
@@ -95,14 +95,16 @@ def test_while_writing_a_shard(kind, full, long_texts, capfd):
     work = long_texts
     disk = full(kind, SHARDS, 32)
     ended = run_in_space(SHARDS, disk, work)
-    assert_one_line(ended, "shards/b", finished=1)
+    assert_one_line(ended, "shards/b")
     whole = entries(work / "shards")
-    assert set(whole) == {"a", "a/data.arrow", "a/shard.json"}
+    assert {name for name in whole if not name.startswith(".known")} == {"a", "a/data.arrow", "a/shard.json"}
 
     disk.make_space()
     assert workplace.run_here(SHARDS, command_line(SHARDS), work, capfd).status == 0
     assert tiny.snapshot(work / "shards" / "a") == {name[2:]: entry[2] for name, entry in whole.items() if name.startswith("a/")}
     assert workplace.run_here(SHARDS, command_line(SHARDS, data_cache_dir="undisturbed"), work, capfd).status == 0
+    for cache in ("shards", "undisturbed"):
+        shutil.rmtree(work / cache / ".known")  # has times and places of files
     assert tiny.snapshot(work / "shards") == tiny.snapshot(work / "undisturbed")
 
 
@@ -120,7 +122,7 @@ def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
     changes = {"num_train_steps": 6, "keep_checkpoints": 0, "resume_from_checkpoint": "latest"}
     disk = full(kind, TRAIN, kilobytes)
     ended = run_in_space(TRAIN, disk, work, **changes)
-    assert_one_line(ended, what, finished=2)  # the bars of the two shards
+    assert_one_line(ended, what, finished=1)  # the bar of the shards
     assert sorted(path.name for path in (work / "run").glob("gs*")) == kept
     assert [path.name for path in (work / "run").glob(".*")] == [".lock"]
 
@@ -130,3 +132,14 @@ def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
     weights = "gs6/model.safetensors"
     assert (work / "run" / weights).read_bytes() == (work / "undisturbed" / weights).read_bytes()
     assert tiny.scalars(work / "run") == tiny.scalars(work / "undisturbed")
+
+
+@pytest.mark.slow
+def test_while_writing_first_weights(full, work, capfd):
+    disk = full(FileSizeLimit, INIT, 16)
+    assert_one_line(run_in_space(INIT, disk, work), "init: ")
+    assert not list(work.glob("*init"))
+
+    assert workplace.run_here(INIT, command_line(INIT), work, capfd).status == 0
+    assert workplace.run_here(INIT, command_line(INIT, dump_checkpoint="undisturbed"), work, capfd).status == 0
+    assert tiny.snapshot(work / "init") == tiny.snapshot(work / "undisturbed")

@@ -1,6 +1,7 @@
 """The published tables with measured rows."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -112,8 +113,39 @@ def test_a_wrong_results_file_is_named(tmp_path, name, message):
 
 def test_two_results_for_one_cell_are_refused(tmp_path):
     paths = [write_results(tmp_path / f"{n}.json", "bq", "m", {"accuracy_mean": 50.0}) for n in (1, 2)]
-    with pytest.raises(UserError, match="m has two results for bq; name the models apart with NAME="):
+    first, second = map(re.escape, paths)
+    with pytest.raises(UserError, match=f"{second}: {first} has results of m for bq too; name the models apart with NAME={second}"):
         table.read_results(paths)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("task", ["bq"]),
+        ("task", "sst2"),
+        ("model", 3),
+        ("metrics", []),
+        ("metrics", ["f1", "em"]),
+        ("best", {}),
+        ("best", None),
+        ("best", {"accuracy_mean": None}),
+        ("best", {"accuracy_mean": float("nan")}),
+        ("by_epochs", []),
+        ("by_epochs", {}),
+        ("by_epochs", [3]),
+        ("by_epochs", [{"num_train_epochs": 2, "seeds": []}]),
+        ("by_epochs", [{"num_train_epochs": "2", "seeds": [1]}]),
+        ("settings", {}),
+        ("settings", []),
+    ],
+)
+def test_a_results_file_without_figures_is_one_line(tmp_path, field, value):
+    path = write_results(tmp_path / "r.json", "bq", "m", {"accuracy_mean": 50.0})
+    content = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(UserError, match=f"r.json: is not a results.json of run.py, '{field}' is missing or not as run.py writes it"):
+        table.main([path, "--output_dir", str(tmp_path / "tables")])
+    assert not (tmp_path / "tables").exists()
 
 
 def test_results_of_one_model_are_named_by_their_directories_or_by_a_pattern(tmp_path, capsys, monkeypatch):

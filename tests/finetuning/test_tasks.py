@@ -118,3 +118,18 @@ def test_an_unofficial_size_has_a_note(tmp_path):
     task = TASKS["bq"]
     assert tasks.size_line(task, "dev", tmp_path, [0] * 10000) == f"bq dev: 10000 examples ({tmp_path})"
     assert tasks.size_line(task, "dev", tmp_path, [0] * 9) == f"bq dev: 9 examples ({tmp_path}; the official dev set has 10000)"
+
+
+@pytest.mark.parametrize("missing", ["train", "dev", "test"])
+def test_the_command_refuses_a_directory_without_train_or_dev_file(tmp_path, missing, capsys):
+    for split in {"train", "dev", "test"} - {missing}:
+        (tmp_path / f"{split}.txt").write_text("甲\t乙\t1\n")
+    given = ["--task", "lcqmc", "--data_dir", str(tmp_path)]
+    message = f"{tmp_path}: no {missing} file of lcqmc; put {missing}.txt or {missing}.tsv there"
+    if missing == "test":
+        tasks.main(given)
+        printed = capsys.readouterr().out
+        assert message in printed and "lcqmc dev: 1 examples" in printed
+    else:
+        with pytest.raises(UserError, match=re.escape(message)):
+            tasks.main(given)

@@ -118,7 +118,7 @@ def batch(seed: int = 0, size: int = 2, padded: bool = False) -> dict[str, torch
     half = LENGTH // 2
     places = torch.stack([torch.randperm(half - 2, generator=random)[:MASKED] + 1 for _ in range(size)])
     ids, labels = (torch.randint(5, VOCABULARY, shape, generator=random) for shape in ((size, LENGTH), (size, MASKED)))
-    labels[0, -1] = -100  # an unused place
+    labels[0, MASKED - 1 - seed % 4 :] = -100  # unused places; not as many in each batch
     made = {"input_ids": ids, "masked_positions": places, "labels": labels}
     if padded:
         made["attention_mask"] = torch.ones_like(ids)

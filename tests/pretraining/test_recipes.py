@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from pretraining import recipes
+from pretraining.corpus.locks import exclusive
 from pretraining.utils import UserError
 
 DISTILL_SH = Path(recipes.__file__).with_name("distill.sh")
@@ -643,8 +644,19 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
     assert shell.run(recipe).status == 0
 
 
+def test_the_second_of_two_is_refused_before_anything_is_written(shell):
+    result = shell.saves / "minirbt_h256"
+    with exclusive(result / ".distill.lock", result):
+        ended = shell.run("h256")
+        assert ended.status == 2 and all(step.startswith("check") for step in steps_of(ended.noted))
+        assert ended.err.startswith(f"error: {result}: in use by process {os.getpid()} on ") and ended.err.count("\n") == 1
+        assert shell.run("h256", nnodes="2", node_rank="1").status == shell.run("one-stage").status == 0
+    assert shell.run("h256").status == 0
+
+
 @pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
-def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
+def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     seen = []
     runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
     monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)

@@ -247,8 +247,8 @@ def test_a_malicious_cached_shard_is_rebuilt(spoil, knows_the_checksum, tiny_tok
     tiny.write_text(tmp_path / "text.txt", tiny.paragraphs(20, seed=1), tiny_tokenizer)
     files = [TextAndRefs(tmp_path / "text.txt", tmp_path / "text.refs")]
     spec = ShardSpec(tmp_path / "cache", 32, tiny_tokenizer)
-    rows = load_shards(files, spec, progress=False)
-    expected, directory = rows[:]["input_ids"], tmp_path / "cache" / "text"
+    expected = tiny.all_rows(load_shards(files, spec, progress=False))
+    directory = tmp_path / "cache" / "text"
     honest = tiny.snapshot(directory)
 
     spoil(directory / "data.arrow", marker)
@@ -259,7 +259,7 @@ def test_a_malicious_cached_shard_is_rebuilt(spoil, knows_the_checksum, tiny_tok
     (directory / "shard.json").write_text(json.dumps(noted))
     again = load_shards(files, spec, progress=False)
     assert tiny.snapshot(directory) == honest
-    assert all((ours == theirs).all() for ours, theirs in zip(again[:]["input_ids"], expected))
+    assert tiny.all_rows(again) == expected
 
 
 # ---------------------------------------------------------------- the source

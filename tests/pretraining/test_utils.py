@@ -1,15 +1,96 @@
-"""utils.py: scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
+"""utils.py: errors in one line; scripts of one clone do not run with the packages of another; NAME=PATH arguments."""
 
 import ast
+import errno
+import os
 import shutil
+import signal
+import socket
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
-from pretraining import COMMANDS
-from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory
-from tests import workplace
+from pretraining import COMMANDS, train
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, cores_per_process, output_directory, run_script
+from tests import tiny, workplace
+
+
+@pytest.fixture
+def outcome(capsys):
+    """``outcome(main)``: the exit status of a command and what it printed on stderr; other errors pass."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def run(main) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            run_script(main)
+        return end.value.code, capsys.readouterr().err
+
+    yield run
+    signal.signal(signal.SIGINT, handler)
+
+
+def raises(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+def test_an_error_about_a_file_by_its_name_is_one_line(outcome, tmp_path):
+    assert outcome((tmp_path / "none").read_text) == (2, f"error: {tmp_path}/none: No such file or directory\n")
+    assert outcome(lambda: os.listdir(os.fsencode(tmp_path / "none"))) == (2, f"error: {tmp_path}/none: No such file or directory\n")
+
+
+def test_a_full_disk_and_missing_permissions_are_one_line(outcome):
+    assert outcome(raises(OSError(errno.ENOSPC, "No space left on device"))) == (2, "error: No space left on device\n")
+    assert outcome(raises(PermissionError(errno.EPERM, "Operation not permitted"))) == (2, "error: Operation not permitted\n")
+
+
+def connect_to_nobody() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        socket.create_connection(free.getsockname()).close()
+
+
+@pytest.mark.parametrize(
+    ("main", "kind"),
+    [
+        (connect_to_nobody, ConnectionRefusedError),
+        (lambda: os.waitpid(os.getpid(), 0), ChildProcessError),
+        (lambda: os.read(99, 1), OSError),
+        (raises(HTTPError("http://localhost/x", 404, "Not Found", None, None)), HTTPError),
+        (raises(OSError("a library's text")), OSError),
+    ],
+)
+def test_other_system_errors_are_faults_and_keep_their_traceback(main, kind, outcome):
+    with pytest.raises(kind):
+        outcome(main)
+
+
+def test_a_command_whose_reader_has_read_enough_ends_without_a_word(tmp_path):
+    code = "from pretraining.utils import run_script; run_script(lambda: [print('x' * 99) for _ in range(100_000)])"
+    process = workplace.start([sys.executable, "-c", code], tmp_path)
+    assert process.stdout and process.stderr and process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 128 + signal.SIGPIPE)
+
+
+def test_a_traceback_of_every_error_if_asked_for(outcome, monkeypatch):
+    def main() -> None:
+        try:
+            int("x")
+        except ValueError:
+            raise UserError("a.json:1: no number") from None
+
+    assert outcome(main) == (2, "error: a.json:1: no number\n")
+    monkeypatch.setenv("MINIRBT_TRACEBACK", "1")
+    status, err = outcome(main)
+    assert status == 2 and err.endswith("\nerror: a.json:1: no number\n")
+    assert "ValueError: invalid literal" in err and "pretraining.utils.UserError: a.json:1: no number" in err
+    status, err = outcome(raises(KeyboardInterrupt()))
+    assert status == 130 and "Traceback" in err and err.endswith("\ninterrupted; run the same command again to resume\n")
 
 
 def test_a_second_clone_that_is_not_installed_is_refused(work, tmp_path):
@@ -120,3 +201,22 @@ def test_examples_in_docstrings_keep_their_line_ends():
     assert " \\\n        --matches" in documented["train.py"]
     too_long = [name for name, text in documented.items() if any(len(line) > 140 for line in text.splitlines())]
     assert len(modules) > 80 and too_long == []
+
+
+@pytest.mark.parametrize(("processes", "cores"), [(None, 24), ("8", 3), ("64", 1)])
+def test_the_processes_of_a_machine_share_the_cores_that_a_scheduler_left_them(processes, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 208)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)  # torchrun sets it
+    assert cores_per_process() == cores
+
+
+@pytest.mark.parametrize(("cores", "started"), [(208, "32"), (4, "4")])
+def test_train_starts_at_most_as_many_compiler_processes_as_torch_would(cores, started, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(train, "cores_per_process", lambda: cores)
+    tiny.run_train([*corpus.arguments(tmp_path / "run"), "--check_only", "true"])
+    assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == started

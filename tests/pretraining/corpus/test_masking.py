@@ -258,7 +258,7 @@ def test_another_seed_epoch_or_index_gives_other_masks():
 
 
 class Rows:
-    """What TrainingBatches reads of a datasets.Dataset with NumPy format."""
+    """What TrainingBatches reads of ``pretraining.corpus.rows.Rows``, with rows of different lengths."""
 
     def __init__(self, ids, continues, lengths):
         self.columns = {"input_ids": ids, "continues": continues}

@@ -1,6 +1,7 @@
 """Checkpoints of older versions of this program, and of runs under older releases of transformers, resume."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,10 @@ from transformers import BertConfig
 
 from pretraining import config
 from pretraining.config import FREE_TO_CHANGE, TrainingArguments
+from pretraining.corpus import shards
+from pretraining.corpus.files import read_data_json
+from pretraining.corpus.shards import load_shards
+from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation import checkpoint
 from pretraining.utils import UserError
 from tests import tiny
@@ -38,9 +43,14 @@ def arguments(**changes) -> list[str]:
     return line
 
 
-def test_a_run_of_3d33eea_resumes_and_ends_as_an_uninterrupted_one(old_run):
+def test_a_run_of_3d33eea_resumes_and_ends_as_an_uninterrupted_one(old_run, monkeypatch):
+    """Its user sees a run that continues. The corpus is one file: all rows but the last are as they were, that one is full from now on."""
     tiny.run_train(arguments())
-    tiny.run_train(arguments(output_dir="whole", resume_from_checkpoint=None))
+    with monkeypatch.context() as until_step_4:
+        until_step_4.setattr(shards, "load_shards", lambda *args, **options: load_shards(*args, **{**options, "fill_last_row": False}))
+        tiny.run_train(arguments(output_dir="whole", resume_from_checkpoint=None))
+    shutil.rmtree(old_run / "whole/gs8")
+    tiny.run_train(arguments(output_dir="whole"))
     resumed, whole = (old_run / side for side in ("run", "whole"))
     started_alike = (resumed / "gs4/model.safetensors").read_bytes() == (whole / "gs4/model.safetensors").read_bytes()
     if started_alike:  # a processor of another kind rounds otherwise
@@ -48,6 +58,28 @@ def test_a_run_of_3d33eea_resumes_and_ends_as_an_uninterrupted_one(old_run):
     assert tiny.largest_difference(resumed / "gs8", whole / "gs8") < 1e-6
     assert checkpoint.load_state(resumed / "gs8")["format"] == checkpoint.FORMAT
     assert "format" not in torch.load(RUN_OF_3D33EEA / "run/gs4/training_state.pt", weights_only=True)
+
+
+def test_a_run_of_3d33eea_with_several_files_is_refused_unless_the_user_ignores_it(old_run):
+    """Its user sees the line about other data: the rows go across the ends of files now. The fingerprint is the one of that commit."""
+    lines = {suffix: Path(f"text.{suffix}").read_text(encoding="utf-8").splitlines(keepends=True) for suffix in ("txt", "refs")}
+    for suffix, found in lines.items():
+        Path(f"first.{suffix}").write_text("".join(found[:6]), encoding="utf-8")
+        Path(f"second.{suffix}").write_text("".join(found[6:]), encoding="utf-8")
+    tiny.write_data_json(Path("data.json"), [Path("first.txt"), Path("second.txt")], [])
+    files = read_data_json("data.json")["train"]
+    descriptions = shards.describe_shards(files, shards.ShardSpec("shards", 32, load_tokenizer("teacher")))
+    of_shards = [hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest() for description in descriptions]
+
+    state = torch.load("run/gs4/training_state.pt", weights_only=True)
+    state["identity"]["data"] = hashlib.sha256("".join(of_shards).encode()).hexdigest()
+    torch.save(state, "run/gs4/training_state.pt")
+    Path("run/gs4/checksums.json").unlink()
+    checkpoint.write_checksums(Path("run/gs4"))
+    with pytest.raises(UserError, match="^run/gs4: was trained on other data; --ignore_data_fingerprint resumes nevertheless$"):
+        tiny.run_train(arguments())
+    tiny.run_train(arguments(ignore_data_fingerprint=True))
+    assert (old_run / "run/gs8").is_dir()
 
 
 def with_new_argument(monkeypatch, value: float) -> None:

@@ -498,7 +498,7 @@ def test_the_examples_named_are_those_of_the_step(corpus, tmp_path):
     (taken,) = drawn  # the one micro-batch of step 7, as the loader gave it
     assert len(named) == len(taken["input_ids"]) == 8
     for index, ids, masked in zip(named, taken["input_ids"].numpy(), taken["masked_positions"].numpy()):
-        row = batches[0].dataset[index]["input_ids"]
+        row = batches[0].dataset[[index]]["input_ids"][0]
         unmasked = np.setdiff1d(np.arange(1, len(row) + 1), masked)
         assert (ids[unmasked] == row[unmasked - 1]).all()
 
