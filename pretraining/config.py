@@ -50,7 +50,7 @@ class TrainingArguments:
     student_config: str = argument(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
     output_dir: str = argument(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
     teacher_name_or_path: str | None = argument(
-        default=None, help="teacher model directory; without one the student is trained by masked-LM alone"
+        default=None, help="teacher model directory; without one the student is trained by masked-LM only"
     )
     student_pretrained_weights: str | None = argument(
         default=None,
@@ -148,7 +148,7 @@ class TrainingArguments:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:
-        """The arguments as JSON, one a line, in the order of the fields."""
+        """The arguments as JSON, one per line, in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
