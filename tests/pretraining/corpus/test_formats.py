@@ -138,7 +138,7 @@ def test_text_that_is_no_json_lines_is_accepted(content, tmp_path):
 def test_the_advised_command_converts(tmp_path):
     with pytest.raises(UserError) as refused:
         read_data_json(listed(tmp_path, json_lines(*ROWS)))
-    command, _, target = str(refused.value).split("a line: ")[1].rpartition(" > ")
+    command, _, target = str(refused.value).split("per line: ")[1].rpartition(" > ")
     converted = subprocess.run(shlex.split(command), capture_output=True, check=True).stdout
     assert Path(target).name == "a_text.txt"
     assert converted.decode().splitlines()[:3] == ["今天天气很好", "我们去公园 0", "今天天气很好"]
