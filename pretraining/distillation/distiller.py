@@ -191,13 +191,12 @@ class Distiller(GeneralDistiller):
 
         Raises:
             UserError: the loss is no longer finite, or a checkpoint cannot be written: on every process. A full disk: on rank 0.
-            SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, when a checkpoint is written.
+            SystemExit: with 128 + its number (143 for SIGTERM) after one of utils.STOP_SIGNALS, when a checkpoint is written.
         """
-        args = self.args
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         write_every = 1 if self.device.type == "cpu" else 10  # to read a loss makes the host wait for the device
-        log = TrainingLog(args, self.start_step, self.rank, self.world_size, self.batches, self.utilization)
-        bar_settings = {"total": num_steps, "initial": self.start_step, "desc": Path(args.output_dir).name, "unit": "step"}
+        log = TrainingLog(self.args, self.start_step, self.rank, self.world_size, self.batches, self.utilization)
+        bar_settings = {"total": num_steps, "initial": self.start_step, "desc": Path(self.args.output_dir).name, "unit": "step"}
         batches = iter(dataloader)
         self.module.student.train()
         with self.stop.listening(), progress_bar(**bar_settings, disable=self.rank != 0) as bar:
@@ -221,7 +220,7 @@ class Distiller(GeneralDistiller):
                 micro_batches, stop = upcoming.wait()
 
                 # ---- once in a while: write the losses, write a checkpoint, stop
-                saves = step % args.ckpt_steps == 0 or step == num_steps or bool(stop)
+                saves = step % self.args.ckpt_steps == 0 or step == num_steps or bool(stop)
                 if step % write_every == 0 or saves:
                     log.write(names, bar, wait=saves or self.device.type == "cpu")
                 if saves:

@@ -87,20 +87,7 @@ def train(
         return
     batches = make_batches(run, dataset)
     loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
-    rank, world_size = run.process.rank, run.process.world_size
-    distiller = Distiller(
-        args,
-        student,
-        teacher,
-        plan.matches,
-        device,
-        rank=rank,
-        world_size=world_size,
-        forward_passes=run.forward_passes,
-        compiled=run.compiled,
-        batches=batches,
-    )
+    distiller = make_distiller(run, plan, student, teacher, batches)
     optimizer = make_optimizer(student, distiller.module.projections, args)
     scheduler = make_scheduler(optimizer, args)
     if state:
@@ -130,6 +117,26 @@ def train(
         raise UserError(message) from None
     if device.type == "cuda" and run.process.rank == 0:
         print(f"peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+
+
+def make_distiller(
+    run: Run, plan: ModelPlan, student: BertForMaskedLM, teacher: BertForMaskedLM | None, batches: TrainingBatches
+) -> Distiller:
+    """Moves the models to the device and hands them to the distiller."""
+    args = run.args
+    prepare_models(student, teacher, device=run.device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=args.cpu_kernels)
+    return Distiller(
+        args,
+        student,
+        teacher,
+        plan.matches,
+        run.device,
+        rank=run.process.rank,
+        world_size=run.process.world_size,
+        forward_passes=run.forward_passes,
+        compiled=run.compiled,
+        batches=batches,
+    )
 
 
 def make_batches(run: Run, dataset: Any) -> TrainingBatches:
