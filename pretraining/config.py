@@ -50,7 +50,7 @@ class TrainingArguments:
     student_config: str = argument(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
     output_dir: str = argument(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
     teacher_name_or_path: str | None = argument(
-        default=None, help="teacher model directory; without one the student is trained by masked-LM alone"
+        default=None, help="teacher model directory; without one the student is trained by masked-LM only"
     )
     student_pretrained_weights: str | None = argument(
         default=None,
@@ -84,7 +84,9 @@ class TrainingArguments:
     do_train: bool = argument(default=False, help="train")
     num_train_steps: int = argument(default=100_000, help="optimizer steps of the run")
     train_batch_size: int = argument(
-        default=32, help="samples per optimizer step and process; the global batch is this times the processes"
+        default=32,
+        help="samples per optimizer step and process; the global batch is this times the processes, and its split changes nothing but dropout "
+        "(seeded per process) and rounding",
     )
     gradient_accumulation_steps: int | None = argument(
         default=None,
@@ -95,7 +97,9 @@ class TrainingArguments:
     official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
     warmup_proportion: float = argument(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
     weight_decay_rate: float = argument(default=0.01, help="AdamW's decay, for all but biases, LayerNorm and the projections")
-    random_seed: int = argument(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
+    random_seed: int = argument(
+        default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout of each process"
+    )
 
     # ---- how it is computed
     fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher entirely in float16; needs CUDA")
@@ -144,7 +148,7 @@ class TrainingArguments:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:
-        """The arguments as JSON, one a line, in the order of the fields."""
+        """The arguments as JSON, one per line, in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -5,7 +5,7 @@
 #   sh distill.sh h288        RoBERTa -> RBT6(KD) -> MiniRBT-H288, in two stages
 #   sh distill.sh one-stage   RoBERTa -> MiniRBT-H256
 #   sh distill.sh rbt4        RoBERTa -> RBT4-H312
-#   sh distill.sh rbt3        the first three layers of RoBERTa, continued by masked-LM alone
+#   sh distill.sh rbt3        the first three layers of RoBERTa, continued by masked-LM only
 #
 # Set variables after the recipe; the recipe may be left out:
 #
@@ -33,9 +33,9 @@ master_port=${master_port:-29500}                     # a port of machine 0, the
 # ---- training; the published values
 train_steps=${train_steps:-100000}                    # optimizer steps of each stage
 save_steps=${save_steps:-10000}                       # steps between checkpoints; the last step always writes one
-global_batch=${global_batch:-4096}                    # samples an optimizer step, over all processes
-forward_batch=${forward_batch:-auto}                  # samples a forward and process; auto: what fits the GPU's memory
-length=${length:-512}                                 # tokens a sample
+global_batch=${global_batch:-4096}                    # samples per optimizer step, over all processes
+forward_batch=${forward_batch:-auto}                  # samples per forward pass and process; auto: what fits the GPU's memory
+length=${length:-512}                                 # tokens per sample
 lr=${lr:-4e-4}                                        # peak learning rate
 temperature=${temperature:-8}                         # divides the logits in the distillation loss
 seed=${seed:-10236797}                                # decides first weights, order, masks and dropout

@@ -39,7 +39,7 @@ class Recipe:
     name: str  # the word after ``sh distill.sh``
     student: str  # the run's directory in ``saves``
     config: str  # the student's config JSON, a file of distill_configs/
-    matches: str = ""  # names from matches.py; empty: no teacher, masked-LM alone
+    matches: str = ""  # names from matches.py; empty: no teacher, masked-LM only
     two_stage: bool = False  # the teacher trains the teacher assistant RBT6(KD), which then trains the student
     first_layers: str = ""  # layers of the teacher that are the student's first weights; empty: they are random
 
@@ -119,7 +119,7 @@ class Settings:
 
     @property
     def process_batch(self) -> int:
-        """Samples an optimizer step and process."""
+        """Samples per optimizer step and process."""
         return self.global_batch // self.processes
 
     @property

@@ -1,9 +1,9 @@
-"""Trains a student: by distillation from a teacher, or without a teacher by masked-LM alone.
+"""Trains a student: by distillation from a teacher, or without a teacher by masked-LM only.
 
     python train.py --teacher_name_or_path ./pretrained_model_path/RoBERTa --student_config ./distill_configs/MiniRBT-h256.json \\
         --matches L6h256_roberta_hidden_mse --output_dir ./saves/my_run --do_train
 
-Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process a GPU. distill.sh holds the published recipes.
+Several GPUs: ``torchrun --nproc_per_node=8`` instead of ``python``, one process per GPU. distill.sh holds the published recipes.
 """
 
 import time

@@ -197,7 +197,7 @@ def output_directory(text: str) -> Path:
 
 
 def _whole_number(text: str) -> int:
-    """Digits alone; int() would also read +5, 1_0 and full-width digits."""
+    """Only digits; int() would also read +5, 1_0 and full-width digits."""
     if not re.fullmatch(r"[0-9]+", text):
         raise ValueError
     return int(text)

@@ -128,7 +128,7 @@ class Experiment:
 
 
 class Curve(NamedTuple):
-    """The losses of one training run: in total, and on the predictions alone (soft labels with a teacher, else masked-LM)."""
+    """The losses of one training run: in total, and only on the predictions (soft labels with a teacher, else masked-LM)."""
 
     total: Scalars
     predictions: Scalars

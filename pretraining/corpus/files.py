@@ -40,7 +40,7 @@ def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
     r"""Yields the lines of a file in order, in lists of a few megabytes each.
 
     This is the only definition of a line in the project: it ends at ``\n`` (a ``\r`` before it is dropped) and at nothing else.
-    A byte-order mark at the start is dropped. A file of a mark alone has one blank line, as ``file_facts`` counts.
+    A byte-order mark at the start is dropped. A file with nothing but a mark has one blank line, as ``file_facts`` counts.
 
     Raises:
         UserError: a compressed file, Parquet or UTF-16; invalid UTF-8, a NUL byte or a line over 16 MiB: the message has the line's number.
@@ -58,7 +58,7 @@ def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
             block, rest = block[:cut], block[cut:]
             if len(rest) > MAX_LINE_BYTES:
                 long_line = number + block.count(b"\n")
-                raise UserError(f"{path}:{long_line}: a line of over 16 MiB; is this a text file with one paragraph a line?")
+                raise UserError(f"{path}:{long_line}: a line of over 16 MiB; is this a text file with one paragraph per line?")
             if block:
                 lines = _decode(path, number, block).split("\n")[:-1]
                 number += len(lines)
@@ -85,7 +85,9 @@ def check_lines(path: str | Path, is_text: bool = False) -> None:
     size = os.path.getsize(path)
     if is_text and lines == 1 and size > LONG_LINE_BYTES:
         advice = "if its lines end in \\r, convert them: tr '\\r' '\\n'"
-        tqdm.write(f"warning: {path}: one single line of {size / 1e6:.1f} MB; one paragraph a line is expected; {advice}", file=sys.stderr)
+        tqdm.write(
+            f"warning: {path}: one single line of {size / 1e6:.1f} MB; one paragraph per line is expected; {advice}", file=sys.stderr
+        )
 
 
 def _decode(path: str | Path, number: int, block: bytes) -> str:
@@ -251,7 +253,7 @@ def require_writable_place(path: str | Path, what: str) -> None:
     while not folder.exists():
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):  # has no name; permissions alone say nothing of /proc or a read-only disk
+        with tempfile.TemporaryFile(dir=folder):  # has no name; permissions say nothing of /proc or a read-only disk
             pass
     except OSError:
         raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place") from None

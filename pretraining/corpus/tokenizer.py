@@ -36,7 +36,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected a BERT model directory with vocab.txt)")
-    tokens = _read_vocabulary(require_file(directory / "vocab.txt", "the BERT vocabulary, one token a line"))
+    tokens = _read_vocabulary(require_file(directory / "vocab.txt", "the BERT vocabulary, one token per line"))
     vocabulary = {token.rstrip(): number for number, token in enumerate(tokens)}  # as BERT reads U+2028, for example
     options: dict[str, Any] = {}
     if not (directory / "tokenizer.json").is_file() and _has_byte_order_mark(directory / "vocab.txt"):

@@ -110,7 +110,7 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
 
 
 def load_state(directory: Path) -> dict[str, Any]:
-    """Reads the training state: tensors and plain values alone, so that a stranger's file cannot run code.
+    """Reads the training state: only tensors and plain values, so that a stranger's file cannot run code.
 
     Returns:
         what :func:`save_checkpoint` got, and as ``path`` the file; ``training_state.restore_state`` checks what is to be restored.

@@ -94,7 +94,7 @@ def matched_layers(intermediate_matches: list[dict], key: str) -> dict[str, set[
 
 
 def matched_outputs(model: BertForMaskedLM, batch: Batch, layers: dict[str, set[int]]) -> Any:
-    """The outputs of a model with the matched layers alone; a layer that is not matched is None, so that its memory is freed."""
+    """The outputs of a model with only the matched layers; a layer that is not matched is None, so that its memory is freed."""
     outputs = masked_lm_outputs(model, batch, hidden_states=bool(layers["hidden"]), attentions=bool(layers["attention"]))
     for name, feature in (("hidden_states", "hidden"), ("attentions", "attention")):
         if layers[feature]:
@@ -245,7 +245,7 @@ class Distiller(GeneralDistiller):
         torch.manual_seed(step_seed(self.args.random_seed, step, self.rank))  # dropout depends on the step, so resume needs no state
         losses: Any = 0
         for index, batch in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1  # DDP reduces the gradients in the last backward pass alone
+            is_last = index == len(micro_batches) - 1  # DDP reduces the gradients only in the last backward pass
             no_sync = nullcontext() if is_last or self.world_size == 1 else self.parallel.no_sync()  # type: ignore[operator]
             with no_sync, self.float32_products():
                 loss, terms = self.loss(batch)

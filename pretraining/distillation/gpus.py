@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Dense bfloat16 operations a second. The first name that is part of the device's name counts.
+# Dense bfloat16 operations per second. The first name that is part of the device's name counts.
 DENSE_BF16_PEAK = {
     "H200 NVL": 835e12,
     "H200": 989e12,
@@ -17,7 +17,7 @@ DENSE_BF16_PEAK = {
 
 
 def bf16_peak(device_name: str) -> float | None:
-    """Dense bfloat16 operations a second of the GPU with this name; None if they are not known."""
+    """Dense bfloat16 operations per second of the GPU with this name; None if they are not known."""
     return next((peak for part, peak in DENSE_BF16_PEAK.items() if part in device_name), None)
 
 
@@ -26,7 +26,7 @@ class Card(NamedTuple):
 
     Attributes:
         memory: bytes; a gigabyte of the data sheet counts as 10^9, so that the true value is at least this.
-        half_peak, float_peak: dense operations a second in bfloat16 and in float32.
+        half_peak, float_peak: dense operations per second in bfloat16 and in float32.
         bandwidth: bytes a second that the memory reads or writes.
         products_share: the share of the peak that large matrix products reach. An assumption, as is ``BANDWIDTH_SHARE``.
     """

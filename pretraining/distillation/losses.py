@@ -87,7 +87,7 @@ def fine_tuning_adaptor(outputs: Any, attention_mask: torch.Tensor, features: se
 
     Args:
         outputs: of BertForSequenceClassification or BertForQuestionAnswering.
-        attention_mask: (batch, length) int64; matches compare the real tokens alone.
+        attention_mask: (batch, length) int64; matches compare only the real tokens.
         features: which of "hidden" and "attention" are matched.
     """
     if "start_logits" in outputs:

@@ -1,4 +1,4 @@
-"""BERT models: checked configs, the one model loader, logits at the masked positions alone, floating-point operations."""
+"""BERT models: checked configs, the one model loader, logits only at the masked positions, floating-point operations."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ transformers.logging.disable_progress_bar()
 
 
 def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hidden_states: bool = False, attentions: bool = False) -> Any:
-    """Runs the encoder over the whole batch and the vocabulary head over the masked positions alone.
+    """Runs the encoder over the whole batch and the vocabulary head only over the masked positions.
 
     Args:
         batch: ``input_ids`` (batch, length) int64, ``masked_positions`` (batch, max_masked) int64, and where rows are padded
@@ -73,7 +73,7 @@ def read_config(path: str | Path, what: str) -> BertConfig:
             raise UserError(f"{path}: {what} needs a whole number up to {most} for {key}")
     try:
         config = BertConfig(**values)
-        with torch.device("meta"):  # shapes alone: checks that the model can be built
+        with torch.device("meta"):  # only shapes: checks that the model can be built
             parameters = BertForMaskedLM(config).num_parameters()
     except Exception as error:  # the library checks types with its own exceptions
         raise UserError(f"{path}: no BERT model can be built from {what} ({type(error).__name__}: {error})") from None
@@ -244,7 +244,7 @@ def prepare_models(
 def flops_per_sample(config: BertConfig, length: int, masked: int) -> float:
     """Floating-point operations of one forward pass over one sample, with logits at ``masked`` positions.
 
-    Counts matrix products alone; a multiply-add is two operations.
+    Counts only matrix products; a multiply-add is two operations.
     """
     layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size + 2 * length * config.hidden_size
     head = config.hidden_size**2 + config.hidden_size * config.vocab_size

@@ -111,7 +111,9 @@ def train(
             step_callback=step_callback,
         )
     except torch.OutOfMemoryError:
-        message = f"out of GPU memory with {batches.micro_batch_size} samples a forward; raise --gradient_accumulation_steps and resume"
+        message = (
+            f"out of GPU memory with {batches.micro_batch_size} samples per forward pass; raise --gradient_accumulation_steps and resume"
+        )
         raise UserError(message) from None
     if device.type == "cuda" and run.process.rank == 0:
         print(f"peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")

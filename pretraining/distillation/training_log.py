@@ -63,7 +63,7 @@ class TrainingLog:
     Args:
         start_step: the step that the run resumes from; TensorBoard hides what an earlier process wrote after it.
         batches: names the examples of a step whose loss is not finite.
-        utilization: MFU from samples a second over all processes, or None where it is not known.
+        utilization: MFU from samples per second over all processes, or None where it is not known.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ def open_session(path: Path, cores: int) -> Any:
 
 
 def difference(module: ExportModule, path: Path, tokenizer: BertTokenizer) -> Difference:
-    """Compares an exported file with PyTorch on real texts: one alone, all in one padded batch, and in pairs."""
+    """Compares an exported file with PyTorch on real texts: one by itself, all in one padded batch, and in pairs."""
     exported = open_session(path, cores=1)
     cut = {"padding": True, "truncation": True, "max_length": module.model.config.max_position_embeddings, "return_tensors": "pt"}
     batches = [tokenizer(SENTENCES[1:2], **cut), tokenizer(SENTENCES, **cut), tokenizer(SENTENCES[:4], SENTENCES[4:], **cut)]

@@ -59,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="model directories or config JSONs; the first is what the others are compared with",
     )
     parser.add_argument("--output_dir", type=output_directory, help="write model_comparison.md and model_comparison.png here")
-    parser.add_argument("--sequence_lengths", type=positive_int, nargs="+", default=[128, 512], help="tokens a row of the timed input")
+    parser.add_argument("--sequence_lengths", type=positive_int, nargs="+", default=[128, 512], help="tokens per row of the timed input")
     parser.add_argument("--batch_size", type=positive_int, help="rows of the timed input; default: 4 on the CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=positive_int, default=7, help="timed turns of each model")
     return parser.parse_args(argv)

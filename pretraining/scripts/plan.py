@@ -86,7 +86,7 @@ def print_plan(args: argparse.Namespace, settings: Settings, trainings: "list[Tr
     precision = "bf16" if first.bf16 else "fp16" if first.fp16 else "fp32"
     print(
         f"# {settings.recipe.name} on {args.ngpu} x {args.gpu}\n\n"
-        f"{precision}, {'compiled' if compiled else 'not compiled'}; {settings.global_batch:,} samples of {settings.length} tokens a step; "
+        f"{precision}, {'compiled' if compiled else 'not compiled'}; {settings.global_batch:,} samples of {settings.length} tokens per step; "
         f"{settings.train_steps:,} steps a stage.\nNothing here was measured on this GPU. counted: from the recipe's models, whose step was "
         "traced. data sheet: the maker's figure. estimated: by a model of the GPU.\n",
         flush=True,

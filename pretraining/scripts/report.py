@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data_files_json", default="./jsons/data.json", help="the models are evaluated on its dev files")
     parser.add_argument("--data_cache_dir", default="./dataset/shards", help="where the tokenised shards are kept")
-    parser.add_argument("--max_seq_length", type=sequence_length, default=512, help="tokens a sample, [CLS] and [SEP] included")
+    parser.add_argument("--max_seq_length", type=sequence_length, default=512, help="tokens per sample, [CLS] and [SEP] included")
     parser.add_argument("--sentences", nargs="+", default=SENTENCES, help="each with one [MASK] for the models to fill")
     parser.add_argument("--output_dir", type=output_directory, required=True)
     return parser.parse_args(argv)

@@ -20,7 +20,7 @@ from pretraining.corpus.files import atomic_write, read_json, read_lines, requir
 from pretraining.utils import ArgumentParser, UserError, run_script
 
 EPOCHS = 10
-LONGEST_MEAN_WORD = 4.0  # Chinese characters a word; hand-segmented text has fewer than 2
+LONGEST_MEAN_WORD = 4.0  # Chinese characters per word; hand-segmented text has fewer than 2
 WEIGHTS = "cws_model.bin"
 CONFIG = {"nerual": False, "tasks": {"cws": WEIGHTS}}  # LTP's spelling
 
@@ -46,14 +46,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def read_sentences(path: str) -> list[list[str]]:
     """Reads segmented sentences as lists of words; skips blank lines."""
-    require_file(path, "segmented sentences, one a line")
+    require_file(path, "segmented sentences, one per line")
     sentences = [line.split() for line in read_lines(path) if line.strip()]
     if not any(len(sentence) > 1 for sentence in sentences):
         raise UserError(f"{path}: no line with two words in it; write one sentence per line with spaces between its words")
     chinese = [len(run) for sentence in sentences for word in sentence for run in re.findall("[\u4e00-\u9fff]+", word)]
     if chinese and sum(chinese) / len(chinese) > LONGEST_MEAN_WORD:
         raise UserError(
-            f"{path}: {sum(chinese) / len(chinese):.1f} Chinese characters a word; are its words separated? Write spaces between all words"
+            f"{path}: {sum(chinese) / len(chinese):.1f} Chinese characters per word; are its words separated? Write spaces between all words"
         )
     return sentences
 

@@ -127,7 +127,7 @@ def test_a_refusal_imports_no_large_library(world, tmp_path):
     given = arguments(world, "chnsenticorp", tmp_path / "out", "--model_name_or_path", tmp_path)
     ended = subprocess.run([sys.executable, "-c", LIGHT, *given], capture_output=True, text=True, check=True)
     error, imported = ended.stdout.splitlines()[-2:]
-    assert error == f"{tmp_path}/vocab.txt: no such file (the BERT vocabulary, one token a line)" and imported == "[]"
+    assert error == f"{tmp_path}/vocab.txt: no such file (the BERT vocabulary, one token per line)" and imported == "[]"
 
 
 def test_the_command_ends_with_one_line_and_status_2(world, tmp_path):

@@ -104,4 +104,4 @@ def test_sentences_whose_words_are_not_separated_are_refused(line, tmp_path, cap
     (tmp_path / "train.txt").write_text(f"{line}\n" * 5 + "他们 喜欢 学校\n", encoding="utf-8")
     ended = workplace.run_here(SCRIPT, arguments_, tmp_path, capfd)
     assert ended.status == 2 and not (tmp_path / "ltp").exists()
-    assert re.fullmatch(r"error: train.txt: \d\.\d Chinese characters a word; are its words separated\? Write .*\n", ended.err)
+    assert re.fullmatch(r"error: train.txt: \d\.\d Chinese characters per word; are its words separated\? Write .*\n", ended.err)
