@@ -40,7 +40,7 @@ from pretraining.corpus.segmenter import (
 )
 from pretraining.corpus.shards import ShardSpec, load_shards
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.scripts.timing import time_in_turn
+from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
 

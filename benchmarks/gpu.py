@@ -3,7 +3,7 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --tiny     the same on a CPU or any GPU, with tiny shapes
 
-For each pair of models, in bf16 with --compile:
+For each pair of models, in bf16 with torch.compile:
 - the real training loop on ready batches: sequences a second, and MFU by the count of needed floating-point operations;
 - TextBrewer's own step under bf16 autocast, on the largest batch that fits, up to ours;
 - the peak memory of both at that batch, by CUDA's allocator; a CPU has none, and the row is left out;
@@ -32,26 +32,26 @@ def main(argv: list[str] | None = None) -> None:
     # torch, transformers and TextBrewer take seconds to import; --help and a wrong argument need none of them
     import torch
 
-    from benchmarks.gpu_pair import SEQUENCES, GpuPair, Settings, measure, write_data
+    from benchmarks.gpu_pair import SEQUENCES, GpuPair, PairSettings, default_batch_size, measure, write_data
 
     cuda = torch.cuda.is_available()
     if not (cuda or args.tiny):
         raise UserError("no GPU here; --tiny runs the same with tiny shapes on the CPU")
     if args.tiny:
         args.batch_sizes, args.steps, args.rounds = [4, 4], 3, 1
-    settings = Settings(
+    settings = PairSettings(
         device=torch.device("cuda" if cuda else "cpu"),
         length=64 if args.tiny else 512,
         steps=args.steps,
         rounds=args.rounds,
-        compile=cuda if args.compile is None else args.compile,
+        compiled=cuda if args.compile is None else args.compile,
         tiny=args.tiny,
     )
     machine = {
         "device": torch.cuda.get_device_name() if cuda else "CPU",
         "torch": torch.__version__,
         "cores": os.cpu_count(),
-        "compiled": settings.compile,
+        "compiled": settings.compiled,
         "tiny": settings.tiny,
     }
     print(json.dumps(machine))
@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="minirbt_gpu_") as work:
         data = write_data(Path(work), settings)
-        for name, size in zip(SEQUENCES, args.batch_sizes):
+        sizes = args.batch_sizes or [default_batch_size(name, settings) for name in SEQUENCES]
+        for name, size in zip(SEQUENCES, sizes):
             pair_rows, pairs[name] = measure(GpuPair(name, data, settings, output_dir=f"{work}/out"), size)
             rows += pair_rows
             write_json(args.output, rows, machine=machine, pairs=pairs)  # after each pair: a call that is stopped leaves its first results
@@ -74,11 +75,11 @@ def main(argv: list[str] | None = None) -> None:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument(
-        "--batch_sizes", nargs=2, type=positive_int, default=[256, 128], help="of the two pairs; halved until they fit the card"
+        "--batch_sizes", nargs=2, type=positive_int, help="of the two pairs; halved until they fit the card (default: as train.py chooses)"
     )
     parser.add_argument("--steps", type=positive_int, default=50, help="of a round of the training loop, at least 2")
     parser.add_argument("--rounds", type=positive_int, default=3)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="as train.py --compile (default: on a GPU)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
     parser.add_argument("--tiny", action="store_true", help="an eighth as wide, length 64, batches of 4, 3 steps, one round")
     parser.add_argument("--output", default=Path(__file__).with_name("gpu.json"), help="where the results are written as JSON")
     args = parser.parse_args(argv)

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from benchmarks.inputs import VOCABULARY, Data, load_data, sample_corpus, write_corpus_with_references, write_vocabulary
 from benchmarks.kernel_times import kernel_shares, synchronize
-from benchmarks.models import Models, build_models
+from benchmarks.models import PAIRS, Models, build_models, model_config
 from benchmarks.ours import OurSide
 from benchmarks.peers import StockSide, stock_batch
 from benchmarks.rows import Row, faster, rate, under
 from pretraining.corpus.batches import make_loader
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.distiller import Distiller
-from pretraining.scripts.timing import time_in_turn
+from pretraining.distillation.memory import largest_forward_batch
+from pretraining.matches import get_matches
+from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
 SEQUENCES = {"RBT6 -> H256": (3500, 5000), "RoBERTa -> RBT6": (1400, 1900)}  # a second: target, aim
@@ -31,13 +33,13 @@ Side = TypeVar("Side", OurSide, StockSide)
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """How all pairs are measured.
 
     Attributes:
         length: tokens of a sample.
         steps: optimizer steps of a round of the training loop.
-        compile: as train.py --compile.
+        compiled: torch.compile runs over student, teacher and loss.
         tiny: models an eighth as wide, and the sample corpus once.
     """
 
@@ -45,11 +47,19 @@ class Settings:
     length: int
     steps: int
     rounds: int
-    compile: bool
+    compiled: bool
     tiny: bool
 
 
-def write_data(work: Path, settings: Settings) -> Data:
+def default_batch_size(name: str, settings: PairSettings) -> int:
+    """Samples of a forward pass as train.py chooses them for this card, of the 512 that the published batch gives each of 8 GPUs."""
+    memory = torch.cuda.get_device_properties(settings.device).total_memory
+    configs = [model_config(model, VOCABULARY, tiny=False) for model in (PAIRS[name].student, PAIRS[name].teacher)]
+    matches = get_matches([PAIRS[name].matches], *configs)
+    return largest_forward_batch(memory, *configs, matches, settings.length, torch.bfloat16, train_batch_size=512)
+
+
+def write_data(work: Path, settings: PairSettings) -> Data:
     """The sample corpus, repeated."""
     write_vocabulary(work / "bert", sample_corpus(), entries=0 if settings.tiny else VOCABULARY)
     tokenizer = load_tokenizer(work / "bert")
@@ -60,7 +70,7 @@ def write_data(work: Path, settings: Settings) -> Data:
 class GpuPair:
     """One pair of models and its data: builds either side, and a batch for it, at any batch size."""
 
-    def __init__(self, name: str, data: Data, settings: Settings, output_dir: str):
+    def __init__(self, name: str, data: Data, settings: PairSettings, output_dir: str):
         self.name, self.data, self.settings, self.output_dir = name, data, settings, output_dir
 
     def models(self) -> Models:
@@ -72,7 +82,7 @@ class GpuPair:
             self.settings.device,
             self.output_dir,
             bf16=True,
-            compile=self.settings.compile,
+            compiled=self.settings.compiled,
             num_train_steps=self.settings.steps,
             ckpt_steps=self.settings.steps,
             train_batch_size=size,

@@ -8,8 +8,10 @@ import torch
 from benchmarks.models import Models
 from benchmarks.peers import StockSide, stock_batch, update
 from pretraining.config import TrainingArguments
-from pretraining.distillation.distiller import Distiller, StepCallback, make_optimizer, make_scheduler
+from pretraining.distillation.distiller import Distiller, StepCallback
 from pretraining.distillation.modeling import half_dtype, prepare_models
+from pretraining.distillation.optimizer import make_optimizer, make_scheduler
+from pretraining.distillation.upcoming import UpcomingStep
 
 
 class OurSide:
@@ -17,10 +19,11 @@ class OurSide:
 
     Args:
         models: prepared here: the teacher is frozen and, with bf16, halved.
+        compiled: torch.compile runs over student, teacher and loss.
         arguments: those of train.py.
     """
 
-    def __init__(self, models: Models, device: torch.device, output_dir: str, **arguments: Any):
+    def __init__(self, models: Models, device: torch.device, output_dir: str, compiled: bool = False, **arguments: Any):
         required = {"student_config": "", "teacher_name_or_path": "", "num_train_steps": 10_000}
         self.args = TrainingArguments(output_dir=output_dir, do_train=True, **{**required, **arguments})
         prepare_models(
@@ -28,15 +31,15 @@ class OurSide:
             models.teacher,
             device=device,
             half=half_dtype(self.args),
-            compiled=self.args.compile,
+            compiled=compiled,
             cpu_kernels=self.args.cpu_kernels,
         )
         self.models = models
-        self.distiller = Distiller(self.args, models.student, models.teacher, models.matches, device)
-        self.optimizer = make_optimizer(self.distiller.module, self.args)
+        self.distiller = Distiller(self.args, models.student, models.teacher, models.matches, device, compiled=compiled)
+        self.optimizer = make_optimizer(self.models.student, self.distiller.module.projections, self.args)
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        self.distiller.share_mask_count([batch])
+        UpcomingStep([batch]).wait()
         return self.distiller.loss(batch)[0]
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
@@ -46,7 +49,7 @@ class OurSide:
 
     def train(self, loader: Iterable[dict[str, torch.Tensor]], steps: int, step_callback: StepCallback | None = None) -> None:
         """The training loop of train.py with a new optimizer; checkpoints are not written."""
-        optimizer = make_optimizer(self.distiller.module, self.args)
+        optimizer = make_optimizer(self.models.student, self.distiller.module.projections, self.args)
         self.distiller.train(
             optimizer,
             loader,

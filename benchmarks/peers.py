@@ -10,7 +10,7 @@ from transformers import BertTokenizer
 
 from benchmarks.models import Models
 from pretraining.config import TrainingArguments
-from pretraining.distillation.distiller import parameter_groups
+from pretraining.distillation.optimizer import parameter_groups
 
 # ---------------------------------------------------------------- a training step
 

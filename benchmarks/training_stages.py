@@ -14,7 +14,7 @@ from benchmarks.peers import StockSide, stock_batch
 from benchmarks.processes import in_fresh_process, own_peak_memory
 from benchmarks.rows import Row, faster, under
 from pretraining.corpus.batches import make_loader
-from pretraining.scripts.timing import time_in_turn
+from pretraining.reporting.timing import time_in_turn
 from pretraining.utils import UserError
 
 CPU = torch.device("cpu")

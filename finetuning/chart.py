@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 
 from finetuning.rows import UNDEFINED, Row, Table
 from finetuning.task_definitions import TASKS
-from pretraining.scripts.tables import save_figure
+from pretraining.reporting.tables import save_figure
 
 
 def draw(tables: list[Table], path: Path) -> None:
-    """Draws bars of the first metric of every task, one panel per table, and writes them as PNG.
+    """Draws the figures of every task, one panel per table, and writes them as PNG.
 
     A model has the same colour in all panels; published rows are pale and hatched.
     """
@@ -25,12 +25,12 @@ def draw(tables: list[Table], path: Path) -> None:
 
 
 def draw_panel(panel: Axes, table: Table, colours: dict[str, str]) -> None:
-    """Draws the bars of one table, by task and then by row."""
+    """Draws the bars of one table, by task and then by row; a line across a bar is the second metric."""
     width = 0.8 / len(table.rows)
     lowest = 100.0
     for index, row in enumerate(table.rows):
-        heights = first_figures(row, table.tasks)
-        lowest = min([lowest, *heights.values()])
+        heights, seconds = metric_figures(row, table.tasks, 0), metric_figures(row, table.tasks, 1)
+        lowest = min([lowest, *heights.values(), *seconds.values()])
         shift = (index - (len(table.rows) - 1) / 2) * width  # the rows of a task stand side by side around its tick
         panel.bar(
             [position + shift for position in heights],
@@ -41,18 +41,28 @@ def draw_panel(panel: Axes, table: Table, colours: dict[str, str]) -> None:
             hatch="//" if row.source == "published" else None,
             alpha=0.5 if row.source == "published" else 1.0,
         )
+        ends = [position + shift for position in seconds]
+        panel.hlines(
+            list(seconds.values()), [end - width / 2 for end in ends], [end + width / 2 for end in ends], colors="black", linewidth=2
+        )
     panel.set_title(table.title, fontsize=10)
-    panel.set_xticks(range(len(table.tasks)), [f"{TASKS[task].title}\n{TASKS[task].metrics[0]}" for task in table.tasks])
-    panel.set_ylim(max(0, lowest - 10), None)
-    panel.set_ylabel("percent (the axis does not begin at 0)")
+    panel.set_xticks(range(len(table.tasks)), [f"{TASKS[task].title}\n{metrics_label(TASKS[task].metrics)}" for task in table.tasks])
+    bottom = max(0.0, lowest - 10)
+    panel.set_ylim(bottom, None)
+    panel.set_ylabel("percent" + (" (the axis does not begin at 0)" if bottom else ""))
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def first_figures(row: Row, tasks: tuple[str, ...]) -> dict[int, float]:
-    """The first figure of each cell that has one, by the position of its task."""
+def metrics_label(metrics: tuple[str, ...]) -> str:
+    """``accuracy``, or ``bar: F1, line: EM``."""
+    return metrics[0] if len(metrics) == 1 else f"bar: {metrics[0].upper()}, line: {metrics[1].upper()}"
+
+
+def metric_figures(row: Row, tasks: tuple[str, ...], metric: int) -> dict[int, float]:
+    """The figures of metric 0 or 1 by the position of their task, for the cells that have one."""
     figures = {}
     for position, task in enumerate(tasks):
-        first = row.cells.get(task, UNDEFINED).split("/")[0]
-        if first != UNDEFINED:
-            figures[position] = float(first)
+        parts = row.cells.get(task, UNDEFINED).split("/")
+        if metric < len(parts) and parts[metric] != UNDEFINED:
+            figures[position] = float(parts[metric])
     return figures

@@ -5,7 +5,7 @@ import io
 from typing import NamedTuple
 
 from finetuning.task_definitions import TASKS
-from pretraining.scripts.tables import markdown_table
+from pretraining.reporting.tables import markdown_table
 
 UNKNOWN = "-"  # the cell of what was not measured
 UNDEFINED = "–"  # a percentage of 0

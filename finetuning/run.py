@@ -13,8 +13,6 @@ small models.
 
 import argparse
 import os
-import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,9 @@ from finetuning.units import (
     SEEDS,
     Unit,
     UnitKey,
-    check_settings,
-    finished_units,
+    claimed_units,
+    remove_unit_directory,
+    unit_directory,
     write_results,
     write_unit,
 )
@@ -57,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--per_device_train_batch_size", type=positive_int, default=BATCH_SIZE)
     add("--max_train_samples", type=positive_int, help="use only the first so many training examples")
     add("--max_eval_samples", type=positive_int, help="use only the first so many dev examples")
+    add("--allow_other_size", action="store_true", help="accept files with fewer examples than the official ones")
     add("--max_seq_length", type=at_least_16, help="tokens per row, special tokens included; default: the task's")
     add("--bf16", action="store_true", help="bfloat16 autocast; CUDA or CPU")
     add("--teacher", help="a model fine-tuned on the same task: distil from it while fine-tuning")
@@ -77,22 +77,24 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_data(args: argparse.Namespace, task: Task) -> TaskData:
-    """Reads the training and dev examples, prints their numbers, and keeps as many as the arguments allow."""
+    """Reads the training and dev examples, prints their numbers, and keeps as many as the arguments allow.
+
+    Raises:
+        UserError: a file is missing, malformed or, without ``--allow_other_size``, shorter than the official one and than the arguments allow.
+    """
     labels = task_labels(task, args.data_dir)
     paths = {split: find_file(task, args.data_dir, split) for split in ("train", "dev")}
     examples = {split: load_split(task, path, labels) for split, path in paths.items()}
+    most = {"train": args.max_train_samples, "dev": args.max_eval_samples}
     for split, path in paths.items():
+        found, official = len(examples[split]), task.sizes[split]
+        if found < min(official, most[split] or official) and not args.allow_other_size:
+            raise UserError(
+                f"{path}: has {found} examples, the official {split} set of {task.name} has {official}; if the file was not cut off, "
+                "give --allow_other_size"
+            )
         print(size_line(task, split, path, examples[split]))
-    kept = {"train": examples["train"][: args.max_train_samples], "dev": examples["dev"][: args.max_eval_samples]}
-    return TaskData(labels, paths, kept)
-
-
-def remove_checkpoints(directory: Path, keys: list[UnitKey]) -> None:
-    """Removes what finished runs left in ``unfinished/``, and this directory if it is then empty."""
-    for key in keys:
-        shutil.rmtree(directory / key.name, ignore_errors=True)
-    with suppress(OSError):  # another process may still work in there
-        directory.rmdir()
+    return TaskData(labels, paths, {split: examples[split][: most[split]] for split in paths})
 
 
 def print_results(task: Task, results: dict[str, Any]) -> None:
@@ -121,24 +123,24 @@ def main(argv: list[str] | None = None) -> None:
     config = check_model(args, tokenizer)
     matches = check_teacher(args, task, data.labels, tokenizer, config)
     settings = run_settings(args, task, data, tokenizer, config)
-    check_settings(output_dir, settings)
     requested = [UnitKey(epochs, seed) for epochs in args.num_train_epochs for seed in args.seeds]
-    finished = finished_units(output_dir)
-    todo = [key for key in requested if key not in finished]
-    print(
-        f"{task.name}: {len(requested)} runs requested, {len(requested) - len(todo)} of them finished; "
-        f"learning rate {settings['learning_rate']:g}"
-    )
-    if todo:
-        recipe = make_recipe(args, task, data, tokenizer, settings, matches)
+    with claimed_units(output_dir, requested, settings) as todo:
+        print(
+            f"{task.name}: {len(requested)} runs requested, {len(requested) - len(todo)} of them finished; "
+            f"learning rate {settings['learning_rate']:g}"
+        )
+        if todo:
+            recipe = make_recipe(args, task, data, tokenizer, settings, matches)
         for key in todo:
             print(f"{task.name}: {key.num_train_epochs} epochs, seed {key.seed}")
-            result = fine_tune(recipe, output_dir / "unfinished" / key.name, key.num_train_epochs, key.seed)
-            unit = Unit(key.num_train_epochs, key.seed, result.metrics, result.predictions)
+            result = fine_tune(recipe, unit_directory(output_dir, key), key.num_train_epochs, key.seed)
+            unit = Unit(key.num_train_epochs, key.seed, result.metrics, result.predictions, settings)
             write_unit(output_dir, task, unit, result.model, tokenizer)
             write_results(output_dir, task, settings, requested)
-    remove_checkpoints(output_dir / "unfinished", requested)
-    print_results(task, write_results(output_dir, task, settings, requested))
+        results = write_results(output_dir, task, settings, requested)
+        for run in results["runs"]:
+            remove_unit_directory(output_dir, UnitKey(run["num_train_epochs"], run["seed"]))
+    print_results(task, results)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
     python finetuning/table.py results/MiniRBT/*/results.json results/RBT6/*/results.json --teacher RBT6
 
-Every argument is a results.json, or NAME=results.json if the directory of the model has no clear name. The tables have published
-and measured rows, each marked as such; "-" stands for what was not measured.
+Every argument is a results.json. Its row has the name of the model's directory. If two results are of one model and task, the rows have
+the names of the results' directories: results/NAME/TASK/results.json. NAME=results/x/*/results.json gives another name. The tables have
+published and measured rows, each marked as such; "-" stands for what was not measured.
 """
 
+import glob
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,44 @@ from pretraining.utils import ArgumentParser, UserError, run_script
 
 STAGE_TASKS = ("cmrc2018", "ocnli", "lcqmc", "bq", "tnews")
 PUBLISHED_TEACHER = "RoBERTa"
+PROTOCOL_SETTINGS = {"max_seq_length", "per_device_train_batch_size", "learning_rate", "teacher"}
 
 Results = dict[str, dict[str, dict[str, Any]]]  # model -> task -> content of a results.json
 
 # ---------------------------------------------------------------- what was measured
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """Replaces ``NAME=PATTERN``, which a shell leaves as it is, by ``NAME=PATH`` of each file."""
+    expanded: list[str] = []
+    for argument in arguments:
+        name, equals, pattern = argument.rpartition("=")
+        if not equals or Path(argument).exists() or not glob.has_magic(pattern):
+            expanded.append(argument)
+            continue
+        paths = sorted(glob.glob(pattern))
+        if not paths:
+            raise UserError(f"{argument}: no file has a name like that")
+        expanded += [f"{name}={path}" for path in paths]
+    return expanded
+
+
+def name_apart(arguments: list[str]) -> list[str]:
+    """Puts ``NAME=`` before the results of a model that has two for one task; NAME is the results' directory above the task's."""
+    models: dict[str, str] = {}
+    cells: dict[tuple[str, str], set[str]] = {}
+    for argument in arguments:
+        if "=" in argument and not Path(argument).exists():
+            continue  # has a name
+        content = read_json(_file(argument), "a results.json of run.py")
+        models[argument] = model_name(str(content.get("model")))
+        cells.setdefault((models[argument], str(content.get("task"))), set()).add(argument)
+    twice = {model for (model, _), same in cells.items() if len({_file(path).resolve().parents[1] for path in same}) > 1}
+    return [f"{_file(text).resolve().parents[1].name}={text}" if models.get(text) in twice else text for text in arguments]
+
+
+def _file(path: str) -> Path:
+    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
 
 
 def read_results(arguments: list[str]) -> Results:
@@ -32,22 +69,43 @@ def read_results(arguments: list[str]) -> Results:
         UserError: an unreadable file, one that run.py did not write, or two for the same model and task.
     """
     results: Results = {}
+    paths: dict[tuple[str, str], str] = {}
     for argument in arguments:
         name, _, path = argument.rpartition("=")
         if Path(argument).exists():
             name, path = "", argument
         content = read_json(Path(path) / "results.json" if Path(path).is_dir() else path, "a results.json of run.py")
-        if (
-            content.get("task") not in TASKS
-            or not {"model", "metrics", "best", "by_epochs", "settings"} <= content.keys()
-            or not isinstance(content["best"], dict)
-        ):
-            raise UserError(f"{path}: is not a results.json of run.py")
-        model = name or model_name(content["model"])
-        if content["task"] in results.setdefault(model, {}):
-            raise UserError(f"{path}: {model} has two results for {content['task']}; name the models apart with NAME={path}")
-        results[model][content["task"]] = content
+        if wrong := wrong_field(content):
+            raise UserError(f"{path}: is not a results.json of run.py, {wrong!r} is missing or not as run.py writes it")
+        model, task = name or model_name(content["model"]), content["task"]
+        if (model, task) in paths:
+            raise UserError(f"{path}: {paths[model, task]} has results of {model} for {task} too; name the models apart with NAME={path}")
+        paths[model, task] = path
+        results.setdefault(model, {})[task] = content
     return results
+
+
+def wrong_field(content: dict[str, Any]) -> str | None:
+    """The first field of a results.json that is missing or of another kind than run.py writes, or None."""
+    task = TASKS.get(content["task"]) if isinstance(content.get("task"), str) else None
+    best, rows, settings = (content.get(name) for name in ("best", "by_epochs", "settings"))
+    checks = {
+        "task": task is not None,
+        "model": isinstance(content.get("model"), str),
+        "metrics": task is not None and content.get("metrics") == list(task.metrics),
+        "best": task is not None and isinstance(best, dict) and all(_is_number(best.get(f"{name}_mean")) for name in task.metrics),
+        "by_epochs": isinstance(rows, list) and bool(rows) and all(map(_is_row, rows)),
+        "settings": isinstance(settings, dict) and PROTOCOL_SETTINGS <= settings.keys(),
+    }
+    return next((name for name, is_right in checks.items() if not is_right), None)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and type(row.get("num_train_epochs")) is int and isinstance(row.get("seeds"), list) and bool(row["seeds"])
 
 
 def model_name(directory: str) -> str:
@@ -191,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--one_stage", help="the measured model that was distilled in one stage")
     parser.add_argument("--output_dir", default="tables", help="for tables.md, one CSV file per table, and tables.png")
     args = parser.parse_args(argv)
-    results = read_results(args.results)
+    results = read_results(name_apart(expand(args.results)))
     for name in ("teacher", "two_stage", "one_stage"):
         if getattr(args, name) not in (None, *results):
             raise UserError(f"--{name} {getattr(args, name)}: no results of that model are given, only of {', '.join(results)}")

@@ -130,9 +130,18 @@ def _check_task(path: Path, task: Task) -> None:
 
 
 def read_tasks(directory: Path) -> dict[str, Task]:
-    """Reads all tasks of a directory, in the order of their positions."""
-    tasks = [read_task(path) for path in sorted(directory.glob("*.json"))]
-    return {task.name: task for task in sorted(tasks, key=lambda task: task.position)}
+    """Reads all tasks of a directory, in the order of their positions.
+
+    Raises:
+        UserError: as :func:`read_task`, or two tasks have the same position.
+    """
+    at_position: dict[int, Task] = {}
+    for path in sorted(directory.glob("*.json")):
+        task = read_task(path)
+        other = at_position.setdefault(task.position, task)
+        if other is not task:
+            raise UserError(f"{path}: 'position' is {task.position}, as in {directory / other.name}.json; give each task its own")
+    return {at_position[position].name: at_position[position] for position in sorted(at_position)}
 
 
 class TaskFiles(Mapping[str, Task]):

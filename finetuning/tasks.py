@@ -8,6 +8,7 @@ The tasks are defined in ``tasks/``, see ``task_definitions.py``.
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 from finetuning.task_definitions import TASKS, Task
 from pretraining.corpus.files import read_json, read_lines, require_file
 from pretraining.utils import ArgumentParser, UserError, run_script
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Example(NamedTuple):
@@ -110,7 +113,7 @@ def _to_examples(task: Task, path: str | Path, rows: Rows, labels: tuple[str, ..
         if label not in index:
             raise UserError(f"{path}:{number}: label {label!r} is none of {', '.join(labels)}")
         texts = tuple(_value(path, number, row, field) for field in task.fields)
-        if not all(isinstance(text, str) for text in texts):
+        if not all(map(_is_text, texts)):
             raise UserError(f"{path}:{number}: {' and '.join(task.fields)} must be text")
         yield Example(str(number), texts, index[label])
 
@@ -119,6 +122,11 @@ def _value(path: str | Path, number: int, row: Any, key: str) -> Any:
     if not isinstance(row, dict) or key not in row:
         raise UserError(f"{path}:{number}: must be a JSON object with the key {key!r}")
     return row[key]
+
+
+def _is_text(value: Any) -> bool:
+    r"""True for text that can be tokenised: without half a surrogate pair, which JSON can write as \ud800."""
+    return isinstance(value, str) and not SURROGATE.search(value)
 
 
 def _lines(path: str | Path) -> Iterator[str]:
@@ -134,6 +142,8 @@ def _json_rows(path: str | Path) -> Rows:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{number}: not valid JSON ({error.msg}); write one JSON object a line") from None
+        except (ValueError, RecursionError):  # a number of thousands of digits, thousands of nested brackets
+            raise UserError(f"{path}:{number}: not valid JSON that can be read; write one JSON object a line") from None
 
 
 def _table_rows(task: Task, path: str | Path) -> Rows:
@@ -202,7 +212,7 @@ def _to_question(entry: dict, context: str) -> Question:
         answers=tuple(answer["text"] for answer in answers),
         answer_start=answers[0]["answer_start"],
     )
-    if not all(isinstance(text, str) for text in (question.question, question.context, *question.answers)):
+    if not all(map(_is_text, (question.question, question.context, *question.answers))) or type(question.answer_start) is not int:
         raise TypeError
     return question
 
@@ -217,12 +227,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     labels = task_labels(task, args.data_dir)
+    paths: dict[str, Path] = {}
     for split in task.files:
         try:
-            path = find_file(task, args.data_dir, split)
+            paths[split] = find_file(task, args.data_dir, split)
         except UserError as missing:
+            if split in ("train", "dev"):
+                raise
             print(missing)
-            continue
+    for split, path in paths.items():
         examples: list = load_split(task, path, labels)
         print(size_line(task, split, path, examples))
         if not task.is_reading:

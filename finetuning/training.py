@@ -4,6 +4,8 @@ import shutil
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,11 +58,6 @@ class Recipe:
     temperature: float = 1.0
     matches: tuple[dict, ...] = ()
 
-    @property
-    def attentions(self) -> bool:
-        """Whether the models must be able to return attentions."""
-        return any(match["feature"] == "attention" for match in self.matches)
-
 
 class Result(NamedTuple):
     """One run: the metrics in percent, the prediction for every dev id, and the trained model."""
@@ -71,7 +68,14 @@ class Result(NamedTuple):
 
 
 def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, settings: dict[str, Any], matches: list[dict]) -> Recipe:
-    """Tokenises the data, and loads the teacher and prints its metrics; once for all runs."""
+    """Loads the teacher, tokenises the data, and prints the teacher's metrics; once for all runs.
+
+    Raises:
+        UserError: weights of the model or of the teacher that are damaged, or do not fit the task; before it tokenises.
+    """
+    attentions = needs_attentions(matches)
+    load_model(args.model_name_or_path, task, data.labels, "the model to fine-tune", attentions)  # refuses it before the long work
+    teacher = load_teacher(args.teacher, task, data.labels, attentions) if args.teacher else None
     length = settings["max_seq_length"]
     train, _ = make_features(task, data.examples["train"], tokenizer, length, training=True)
     dev, windows = make_features(task, data.examples["dev"], tokenizer, length, training=False)
@@ -86,14 +90,19 @@ def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, set
         learning_rate=settings["learning_rate"],
         batch_size=args.per_device_train_batch_size,
         bf16=args.bf16,
+        teacher=teacher,
         temperature=args.temperature,
         matches=tuple(matches),
     )
-    if args.teacher:
-        recipe.teacher = load_teacher(args.teacher, task, data.labels, attentions=recipe.attentions)
-        scores = evaluate_model(recipe, recipe.teacher, Path(args.output_dir) / "unfinished")
+    if teacher is not None:
+        scores = evaluate_model(recipe, teacher, Path(args.output_dir) / "unfinished")
         print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
     return recipe
+
+
+def needs_attentions(matches: Iterable[dict]) -> bool:
+    """Whether the models must be able to return attentions."""
+    return any(match["feature"] == "attention" for match in matches)
 
 
 # ---------------------------------------------------------------- models
@@ -147,15 +156,7 @@ def load_teacher(directory: str, task: Task, labels: tuple[str, ...], attentions
 # ---------------------------------------------------------------- trainers
 
 
-class SavingTrainer(Trainer):
-    """A Trainer with a one-line error for a checkpoint that cannot be written."""
-
-    def _save_checkpoint(self, model, trial):
-        with disk_full_as_user_error(str(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
-
-
-class DistillingTrainer(SavingTrainer):
+class DistillingTrainer(Trainer):
     """Trains on ``T^2 * KD + hard + matches``; the terms are those of TextBrewer's ``GeneralDistiller.compute_loss``.
 
     KD is the cross-entropy of teacher and student at temperature T. T^2 keeps its gradient as large as that of the hard labels
@@ -211,19 +212,35 @@ class DistillingTrainer(SavingTrainer):
 
 
 class TimedCheckpoint(TrainerCallback):
-    """Asks for a checkpoint every SAVE_EVERY_SECONDS, so that short runs write none; writes the checksums of each."""
+    """Asks for a checkpoint every SAVE_EVERY_SECONDS, so that short runs write none; writes the checksums of each.
+
+    Attributes:
+        is_writing: the Trainer writes a checkpoint, which it begins after the step that asked for it.
+    """
 
     def __init__(self) -> None:
-        self.last = time.monotonic()
+        self.last, self.is_writing = time.monotonic(), False
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.monotonic() - self.last >= SAVE_EVERY_SECONDS:
             self.last = time.monotonic()
-            control.should_save = True
+            control.should_save = self.is_writing = True
         return control
 
     def on_save(self, args, state, control, **kwargs):
         write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        self.is_writing = False
+
+    @contextmanager
+    def full_disk_as_user_error(self, directory: Path) -> Iterator[None]:
+        """Around ``Trainer.train``: what fails while a checkpoint is written is a UserError."""
+        try:
+            yield
+        except Exception:
+            if not self.is_writing:
+                raise
+            with disk_full_as_user_error(directory):
+                raise
 
 
 def newest_intact_checkpoint(directory: Path) -> str | None:
@@ -263,19 +280,19 @@ def trainer_arguments(recipe: Recipe, directory: Path, epochs: int, seed: int) -
     )
 
 
-def make_trainer(recipe: Recipe, directory: Path, epochs: int, seed: int) -> SavingTrainer:
+def make_trainer(recipe: Recipe, directory: Path, epochs: int, seed: int, checkpoints: TimedCheckpoint) -> Trainer:
     """Loads the model with a new head; the same seed gives the same weights of the head."""
     set_seed(seed)
-    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=recipe.attentions)
+    model = load_model(recipe.model_dir, recipe.task, recipe.labels, "the model to fine-tune", attentions=needs_attentions(recipe.matches))
     common: dict[str, Any] = {
         "model": model,
         "args": trainer_arguments(recipe, directory, epochs, seed),
         "train_dataset": recipe.train,
         "data_collator": collate,
-        "callbacks": [TimedCheckpoint()],
+        "callbacks": [checkpoints],
     }
     if recipe.teacher is None:
-        return SavingTrainer(**common)
+        return Trainer(**common)
     return DistillingTrainer(teacher=recipe.teacher, temperature=recipe.temperature, matches=list(recipe.matches), **common)
 
 
@@ -288,11 +305,13 @@ def fine_tune(recipe: Recipe, directory: Path, epochs: int, seed: int) -> Result
     The same seed gives the same head, order and dropout, so on one machine also the same result.
 
     Raises:
-        UserError: the GPU's memory is too small, or the weights are no longer finite.
+        UserError: the GPU's memory is too small, the disk is full, or the weights are no longer finite.
     """
+    checkpoints = TimedCheckpoint()
     try:
-        trainer = make_trainer(recipe, directory, epochs, seed)
-        trainer.train(resume_from_checkpoint=newest_intact_checkpoint(directory))
+        trainer = make_trainer(recipe, directory, epochs, seed, checkpoints)
+        with checkpoints.full_disk_as_user_error(directory):
+            trainer.train(resume_from_checkpoint=newest_intact_checkpoint(directory))
         model: Any = trainer.model
         if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, sequence_length, share
+from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, random_seed, sequence_length, share
 
 # Arguments that a resumed run may change: they say where and how, not what is computed. The identity of a run compares the files
 # that the paths name (checkpoint.run_identity).
@@ -33,6 +33,7 @@ FREE_TO_CHANGE = {
     "train_batch_size",
     "gradient_accumulation_steps",
     "cpu_kernels",
+    "compile",
 }
 
 
@@ -49,7 +50,7 @@ class TrainingArguments:
     student_config: str = argument(help="BERT config JSON of the student, for example distill_configs/MiniRBT-h256.json")
     output_dir: str = argument(help="the run's directory: checkpoints gs<step>/, TensorBoard scalars, arguments.json")
     teacher_name_or_path: str | None = argument(
-        default=None, help="teacher model directory; without one the student is trained by masked-LM alone"
+        default=None, help="teacher model directory; without one the student is trained by masked-LM only"
     )
     student_pretrained_weights: str | None = argument(
         default=None,
@@ -83,21 +84,29 @@ class TrainingArguments:
     do_train: bool = argument(default=False, help="train")
     num_train_steps: int = argument(default=100_000, help="optimizer steps of the run")
     train_batch_size: int = argument(
-        default=32, help="samples per optimizer step and process; the global batch is this times the processes"
+        default=32,
+        help="samples per optimizer step and process; the global batch is this times the processes, and its split changes nothing but dropout "
+        "(seeded per process) and rounding",
     )
-    gradient_accumulation_steps: int = argument(
-        default=1, help="forward passes per optimizer step; each takes train_batch_size / this samples"
+    gradient_accumulation_steps: int | None = argument(
+        default=None,
+        help="forward passes per optimizer step; each takes train_batch_size / this samples; default: as few as the GPU's memory allows, "
+        "on a CPU of at most 64 samples each",
     )
     learning_rate: float = argument(default=4e-4, help="peak learning rate")
     official_schedule: Literal["linear", "const"] = argument(default="linear", help="after the warm-up: linear decay to zero, or constant")
     warmup_proportion: float = argument(default=0.1, help="share of num_train_steps over which the learning rate rises from zero")
     weight_decay_rate: float = argument(default=0.01, help="AdamW's decay, for all but biases, LayerNorm and the projections")
-    random_seed: int = argument(default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout")
+    random_seed: int = argument(
+        default=10236797, help="decides the first weights, the order of the samples, the masks and the dropout of each process"
+    )
 
     # ---- how it is computed
     fp16: bool = argument(default=False, help="float16 autocast with a gradient scaler, the teacher entirely in float16; needs CUDA")
     bf16: bool = argument(default=False, help="bfloat16 autocast, the teacher entirely in bfloat16; CUDA or CPU")
-    compile: bool = argument(default=False, help="torch.compile over student, teacher and loss; the first step waits for the compiler")
+    compile: Literal["auto", "yes", "no"] = argument(
+        default="auto", help="torch.compile over student, teacher and loss; auto: on a GPU, where there is a C compiler"
+    )
     no_cuda: bool = argument(default=False, help="use the CPU even where there is a GPU")
     cpu_kernels: bool = argument(default=True, help="on a CPU, use the faster kernels of distillation/cpu.py; false: torch's own")
 
@@ -115,7 +124,7 @@ class TrainingArguments:
     )
 
     @property
-    def vocabulary(self) -> str:
+    def tokenizer_directory(self) -> str:
         """The directory of the tokenizer; :meth:`check` refuses arguments without one."""
         return self.tokenizer or self.teacher_name_or_path or self.student_pretrained_weights or ""
 
@@ -123,14 +132,10 @@ class TrainingArguments:
         """Raises UserError for arguments that contradict each other; reads nothing from disk."""
         if self.mlm_probability == 0:
             raise UserError(f"--mlm_probability {self.mlm_probability}: nothing would be masked; give a number above 0")
-        if self.random_seed >= 1 << 63:
-            raise UserError(f"--random_seed {self.random_seed}: must be below 2**63")
-        if self.train_batch_size % self.gradient_accumulation_steps:
+        if self.gradient_accumulation_steps and self.train_batch_size % self.gradient_accumulation_steps:
             raise UserError(
                 f"--train_batch_size {self.train_batch_size} is not divisible by --gradient_accumulation_steps {self.gradient_accumulation_steps}"
             )
-        if self.do_train and self.ckpt_steps > self.num_train_steps:
-            raise UserError(f"--ckpt_steps {self.ckpt_steps} is more than --num_train_steps {self.num_train_steps}; give at most as many")
         if not (self.do_train or self.do_eval):
             raise UserError("nothing to do: give --do_train, --do_eval or both")
         if self.fp16 and self.bf16:
@@ -139,11 +144,11 @@ class TrainingArguments:
             raise UserError("--matches needs a teacher: give --teacher_name_or_path")
         if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
             raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
-        if not self.vocabulary:
+        if not self.tokenizer_directory:
             raise UserError("no vocabulary: give --tokenizer, --teacher_name_or_path or --student_pretrained_weights")
 
     def dump(self) -> str:
-        """The arguments as JSON, one a line, in the order of the fields."""
+        """The arguments as JSON, one per line, in the order of the fields."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -159,7 +164,7 @@ ARGUMENT_TYPES: dict[str, Callable[[str], Any]] = {
     "learning_rate": positive_float,
     "warmup_proportion": share,
     "weight_decay_rate": share,
-    "random_seed": non_negative_int,
+    "random_seed": random_seed,
     "ckpt_steps": positive_int,
     "keep_checkpoints": non_negative_int,
 }

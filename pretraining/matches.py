@@ -15,6 +15,7 @@ from typing import Any
 from pretraining.utils import UserError
 
 OWN_SIZES = re.compile(r"L(\d+)h(\d+)_L(\d+)h(\d+)_hidden_mse")
+OWN_SIZES_EXAMPLE = "L6h320_L12h1024_hidden_mse"
 
 
 def evenly(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
@@ -82,7 +83,7 @@ def get_matches(names: list[str], student_config: Any, teacher_config: Any) -> l
         student_config, teacher_config: transformers.BertConfig
 
     Raises:
-        UserError: an unknown name (the nearest is named), a layer that does not exist, sizes or heads that do not go together.
+        UserError: a name without a mapping (:func:`fault_of_name`), a layer that does not exist, sizes or heads that do not go together.
     """
     found = []
     for name in names:
@@ -97,19 +98,28 @@ def get_matches(names: list[str], student_config: Any, teacher_config: Any) -> l
     return found
 
 
-def _find(name: str) -> list[dict]:
+def fault_of_name(name: str) -> str:
+    """Why no mapping has that name, and what to do; empty if there is one."""
     if name in matches:
-        return matches[name]
+        return ""
     own = OWN_SIZES.fullmatch(name)
     if own:
-        student_layers, student_size, teacher_layers, teacher_size = map(int, own.groups())
+        student_layers, teacher_layers = int(own[1]), int(own[3])
         if student_layers and teacher_layers % student_layers == 0:
-            return hidden("hidden_mse", evenly(student_layers, teacher_layers), (student_size, teacher_size))
-        raise UserError(
-            f"--matches {name}: {teacher_layers} teacher layers cannot be spaced evenly over {student_layers}; add a mapping to matches.py"
-        )
+            return ""
+        return f"{teacher_layers} teacher layers cannot be spaced evenly over {student_layers}; add a mapping to matches.py"
     near = difflib.get_close_matches(name, matches, n=1, cutoff=0)[0]
-    raise UserError(f"--matches {name}: no such mapping in matches.py; the nearest name is {near}")
+    return f"no such mapping; the nearest is {near}, matches.py lists all; for your own sizes write a name like {OWN_SIZES_EXAMPLE}"
+
+
+def _find(name: str) -> list[dict]:
+    if fault := fault_of_name(name):
+        raise UserError(f"--matches {name}: {fault}")
+    own = OWN_SIZES.fullmatch(name)
+    if name in matches or own is None:
+        return matches[name]
+    student_layers, student_size, teacher_layers, teacher_size = map(int, own.groups())
+    return hidden("hidden_mse", evenly(student_layers, teacher_layers), (student_size, teacher_size))
 
 
 def _check(name: str, entry: dict, student_config: Any, teacher_config: Any) -> None:

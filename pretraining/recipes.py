@@ -5,15 +5,31 @@ A new recipe is one entry of ``RECIPES``.
 """
 
 import os
-from argparse import ArgumentTypeError
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pretraining.scripts.runner import CommandRunner
-from pretraining.scripts.variables import SettingError, count, count_or_unset, flags_of, listing, read_words, settings_table, variable
-from pretraining.utils import ArgumentParser, non_negative_int, run_script, sequence_length
+from pretraining.corpus.locks import exclusive
+from pretraining.launching.machines import Machines
+from pretraining.launching.runner import CommandRunner
+from pretraining.launching.variables import (
+    SettingError,
+    convert_texts,
+    count,
+    count_or_auto,
+    count_or_unset,
+    flags_of,
+    listing,
+    mapping_names,
+    read_words,
+    refuse_unused,
+    settings_table,
+    text_of,
+    variable,
+)
+from pretraining.utils import ArgumentParser, network_port, non_negative_int, positive_float, random_seed, run_script, sequence_length
 
 
 @dataclass(frozen=True)
@@ -23,9 +39,16 @@ class Recipe:
     name: str  # the word after ``sh distill.sh``
     student: str  # the run's directory in ``saves``
     config: str  # the student's config JSON, a file of distill_configs/
-    matches: str = ""  # names from matches.py; empty: no teacher, masked-LM alone
+    matches: str = ""  # names from matches.py; empty: no teacher, masked-LM only
     two_stage: bool = False  # the teacher trains the teacher assistant RBT6(KD), which then trains the student
     first_layers: str = ""  # layers of the teacher that are the student's first weights; empty: they are random
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The variables of distill.sh that would change nothing."""
+        assistant = () if self.two_stage else ("ta_config", "ta_layers", "ta_matches")
+        distillation = () if self.matches else ("student_matches", "temperature")
+        return (*assistant, *distillation)
 
 
 RECIPES = (
@@ -37,7 +60,6 @@ RECIPES = (
 )
 
 ASSISTANT = "rbt6_kd"  # the teacher assistant's directory in ``saves``; all two-stage recipes share it
-PUBLISHED_SAVE_STEPS = 10_000
 
 
 # ---------------------------------------------------------------- settings
@@ -69,26 +91,26 @@ class Settings:
     nnodes: int = variable(count, "1")
     node_rank: int = variable(non_negative_int, "0")
     master_addr: str = variable(str, "127.0.0.1")
-    master_port: int = variable(count, "29500")
+    master_port: int = variable(network_port, "29500")
     # ---- training
     train_steps: int = variable(count, "100000")
-    save_steps: int = variable(count_or_unset, "")
+    save_steps: int = variable(count, "10000")
     global_batch: int = variable(count, "4096")
-    forward_batch: int = variable(count, "64")
+    forward_batch: int = variable(count_or_auto, "auto")
     length: int = variable(sequence_length, "512")
-    lr: str = variable(str, "4e-4")
-    temperature: str = variable(str, "8")
-    seed: str = variable(str, "1337")
+    lr: str = variable(partial(text_of, positive_float), "4e-4")
+    temperature: str = variable(partial(text_of, positive_float), "8")
+    seed: str = variable(partial(text_of, random_seed), "10236797")
     precision: list[str] = variable(partial(flags_of, {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp32": []}), "bf16")
-    compile: list[str] = variable(partial(flags_of, {"yes": ["--compile"], "no": []}), "no")
+    compile: list[str] = variable(partial(flags_of, {"auto": [], "yes": ["--compile", "yes"], "no": ["--compile", "no"]}), "auto")
     workers: int = variable(count, str(os.cpu_count() or 1))
     python: str = variable(str, "python")
     # ---- the recipe's models
     ta_config: str = variable(str, "./distill_configs/distill_rbt6.json")
     ta_layers: list[str] = variable(str.split, "0 2 4 7 9 11")
-    ta_matches: list[str] = variable(str.split, "L6_hidden_mse")
+    ta_matches: list[str] = variable(mapping_names, "L6_hidden_mse")
     student_config: str = variable(str, "")
-    student_matches: list[str] = variable(str.split, "")
+    student_matches: list[str] = variable(mapping_names, "")
 
     @property
     def processes(self) -> int:
@@ -97,13 +119,13 @@ class Settings:
 
     @property
     def process_batch(self) -> int:
-        """Samples an optimizer step and process."""
+        """Samples per optimizer step and process."""
         return self.global_batch // self.processes
 
     @property
-    def accumulation_steps(self) -> int:
-        """Forwards an optimizer step; one if ``forward_batch`` is larger than ``process_batch``."""
-        return max(1, self.process_batch // self.forward_batch)
+    def accumulation(self) -> dict[str, int]:
+        """The argument for the forward passes of an optimizer step; one if ``forward_batch`` is larger than ``process_batch``."""
+        return {"gradient_accumulation_steps": max(1, self.process_batch // self.forward_batch)} if self.forward_batch else {}
 
 
 def read_texts(argv: list[str] | None = None) -> dict[str, str]:
@@ -129,13 +151,9 @@ def read_settings(texts: dict[str, str]) -> Settings:
     Raises:
         UserError: the value of a variable is wrong.
     """
-    values: dict[str, Any] = {}
-    for entry in fields(Settings):
-        try:
-            values[entry.name] = entry.metadata["convert"](texts[entry.name])
-        except ArgumentTypeError as error:
-            raise SettingError(f"{entry.name}={error}") from None
-    settings = with_defaults(Settings(**values))
+    settings = convert_texts(Settings, texts)
+    refuse_unused(settings, settings.recipe.unused, texts)
+    settings = with_defaults(settings)
     check_numbers(settings)
     return settings
 
@@ -143,13 +161,9 @@ def read_settings(texts: dict[str, str]) -> Settings:
 def with_defaults(settings: Settings) -> Settings:
     """Fills in the variables whose default depends on the machine, the recipe or another variable."""
     recipe = settings.recipe
-    save_steps = settings.save_steps or PUBLISHED_SAVE_STEPS
-    if save_steps == PUBLISHED_SAVE_STEPS:
-        save_steps = min(save_steps, settings.train_steps)
     return replace(
         settings,
         ngpu=settings.ngpu or visible_gpus(),
-        save_steps=save_steps,
         student_config=settings.student_config or f"./distill_configs/{recipe.config}",
         student_matches=settings.student_matches or recipe.matches.split(),
     )
@@ -164,11 +178,16 @@ def visible_gpus() -> int:
 
 def check_numbers(settings: Settings) -> None:
     """Refuses machines that are not counted from 0, and a batch that the processes and forwards do not divide."""
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started > 1 and settings.nnodes == 1:
+        raise SettingError(
+            f"nnodes=1: srun started {started} of these; set nnodes={started} and node_rank=$SLURM_PROCID, one task a machine"
+        )
     if settings.node_rank >= settings.nnodes:
         raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
     if settings.global_batch % settings.processes:
         raise SettingError(f"global_batch={settings.global_batch}: not divisible by ngpu={settings.ngpu} times nnodes={settings.nnodes}")
-    if settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:
+    if settings.forward_batch and settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:
         raise SettingError(
             f"forward_batch={settings.forward_batch}: does not divide the {settings.process_batch} samples of a process and step"
         )
@@ -202,6 +221,7 @@ def build_stages(settings: Settings) -> list[Stage]:
         check = [*check, *matches, "--teacher_name_or_path", teacher_in_check]
         train = [*train, *matches, "--teacher_name_or_path", teacher]
     layers = recipe.first_layers.split() if recipe.first_layers else None
+    settings = replace(settings, master_port=settings.master_port + len(stages))  # not that of the first stage, which may still be ending
     return [*stages, make_stage(settings, recipe.student, settings.student_config, check=check, train=train, layers=layers)]
 
 
@@ -219,7 +239,8 @@ def make_stage(settings: Settings, name: str, config: str, check: list[str], tra
     if layers is not None:
         weights = f"{directory.removesuffix('_kd')}_init"  # rbt6_init, rbt3_init
         first_weights = [settings.python, "scripts/init_checkpoint_TA.py"]
-        first_weights += options(model_name_or_path=settings.teacher, dump_checkpoint=weights) + ["--layers", *layers]
+        first_weights += options(model_name_or_path=settings.teacher, dump_checkpoint=weights, student_config=config)
+        first_weights += ["--layers", *layers]
         train = [*train, "--student_pretrained_weights", weights]
     return Stage(
         directory=directory,
@@ -247,7 +268,7 @@ def train_arguments(settings: Settings, config: str, directory: str) -> list[str
         num_train_steps=settings.train_steps,
         ckpt_steps=settings.save_steps,
         train_batch_size=settings.process_batch,
-        gradient_accumulation_steps=settings.accumulation_steps,
+        **settings.accumulation,
         learning_rate=settings.lr,
         official_schedule="linear",
         temperature=settings.temperature,
@@ -260,14 +281,14 @@ def launcher(settings: Settings) -> list[str]:
     if settings.processes == 1:
         return [settings.python]
     return [
-        *(settings.python, "-m", "torch.distributed.run"),
+        *(settings.python, "-m", "pretraining.launching.torchrun"),
         f"--nproc_per_node={settings.ngpu}",
         f"--nnodes={settings.nnodes}",
         f"--node_rank={settings.node_rank}",
         f"--master_addr={settings.master_addr}",
         f"--master_port={settings.master_port}",
         "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
-        "--rdzv-conf=timeout=604800",  # seconds to wait for machine 0, which tokenises
+        "--rdzv-conf=timeout=100",  # seconds to wait for the others, which have met before
     ]
 
 
@@ -295,24 +316,36 @@ def require_assistant(settings: Settings) -> None:
 
 
 def run_recipe(settings: Settings) -> None:
-    """Checks every stage before the first begins, then runs the stages."""
+    """Checks every stage before the first begins, then runs the stages, unless another process does so already."""
     stages = build_stages(settings)
     runner = CommandRunner()
-    for stage in stages:
-        runner.run(stage.check)
-    require_assistant(settings)
-    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait when they begin to train
+    machines = Machines(Path(settings.saves, ".machines", settings.recipe.name), settings.node_rank, settings.nnodes)
+    note_error = machines.note_line if settings.nnodes > 1 else None
+    result = stages[-1].directory
+    with machines.running():
+        for stage in stages:
+            runner.run(stage.check, note_error)
+        require_assistant(settings)
+        with exclusive(Path(result, ".distill.lock"), result) if settings.node_rank == 0 else nullcontext():
+            run_stages(settings, stages, runner, machines)
+    checkpoint = f"{result}/gs{settings.train_steps}"
+    print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
+
+
+def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, machines: Machines) -> None:
+    """Writes the first weights and the shards, then trains."""
+    note_error = machines.note_line if settings.nnodes > 1 else None
+    if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait for it
         for stage in stages:
             if stage.first_weights:
-                runner.run(stage.first_weights)
-        runner.run(shards_command(settings))
+                runner.run(stage.first_weights, note_error)
+        runner.run(shards_command(settings), note_error)
     if settings.ngpu > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
-    for stage in stages:
+    for place, stage in enumerate(stages, 1):
+        machines.meet(place, runner.exit_if_stopped)
         print(f"==== {stage.directory}", flush=True)
         runner.run(stage.train)
-    checkpoint = f"{stages[-1].directory}/gs{settings.train_steps}"
-    print(f"==== {checkpoint}: load it with BertModel.from_pretrained and BertTokenizer.from_pretrained")
 
 
 def main(argv: list[str] | None = None) -> None:

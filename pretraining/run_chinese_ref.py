@@ -11,6 +11,7 @@ that made it. A file that is up to date is skipped, so the same command resumes 
 import hashlib
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -28,8 +29,9 @@ from pretraining.corpus.files import (
     sidecar_of,
     write_json,
 )
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.references import ReferenceFinder
-from pretraining.corpus.segmenter import Segment, load_segmenter, read_ltp_directory, words_of
+from pretraining.corpus.segmenter import LtpDirectory, Segment, load_segmenter, read_ltp_directory, words_of
 from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 from pretraining.utils import ArgumentParser, UserError, progress_bar, run_script
 
@@ -50,12 +52,23 @@ def main(argv: list[str] | None = None) -> None:
     ltp = read_ltp_directory(args.ltp)
     tokenizer = load_tokenizer(args.bert)
     makers = {"format": FORMAT, "ltp_sha256": ltp.sha256(), "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+    with ExitStack() as locks:
+        for place in {file.refs.parent.resolve(): file.refs.parent for file in files}.values():
+            locks.enter_context(exclusive(place / ".lock", f"reference files in {place}"))
+        make_references(files, makers, ltp, tokenizer, args.overwrite)
 
+
+def make_references(files: list[TextAndRefs], makers: dict[str, Any], ltp: LtpDirectory, tokenizer: Any, overwrite: bool) -> None:
+    """Writes the reference files that are not up to date; checks all their texts before the first.
+
+    Args:
+        makers: what decides the result beside the texts.
+    """
     outdated = []
     for file in tqdm(files, desc="reading the texts", unit=" files", leave=False):
         facts = file_facts(file.text)
         inputs = {**makers, "text_sha256": facts.sha256, "lines": facts.lines}
-        if not args.overwrite and is_current(file, inputs):
+        if not overwrite and is_current(file, inputs):
             tqdm.write(f"{file.refs}: up to date, skipped (--overwrite makes it again)")
             continue
         check_lines(file.text, is_text=True)

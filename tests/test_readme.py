@@ -4,12 +4,16 @@ import re
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from transformers import BertConfig, BertForQuestionAnswering
 
 from finetuning.task_definitions import TASKS
 from pretraining.config import TrainingArguments
 from pretraining.recipes import ASSISTANT, RECIPES, Settings
-from pretraining.scripts.published_models import PUBLISHED
+from pretraining.reporting.published_models import PUBLISHED
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pretraining", "finetuning", "benchmarks", "experiments")
@@ -175,7 +179,7 @@ def test_variables_are_those_of_distill_sh():
     assert sorted(named) == sorted({field.name for field in fields(Settings)} - {"recipe"})
     assert [name for name in named if f"\n{name}=${{{name}:-" not in script] == []
     calls = [call for block in ENGLISH for call in re.findall(r"sh distill\.sh(?: [\w-]+)?((?: \w+=[^\s`]+)+)", block.text)]
-    assert len(calls) == 2 and set(re.findall(r"(\w+)=", "".join(calls))) <= set(named)
+    assert len(calls) == 4 and set(re.findall(r"(\w+)=", "".join(calls))) <= set(named)
 
 
 def test_recipes_are_those_of_recipes_py():
@@ -216,3 +220,26 @@ def test_paths_of_contributing_exist():
     spans = [span for block in read_blocks("CONTRIBUTING.md") for span in code_spans(block.text)]
     paths = [span for span in spans if re.fullmatch(rf"({'|'.join(PACKAGES)}|tests)/[\w./-]*", span) and "NAME" not in span]
     assert len(paths) > 20 and [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_lines_for_a_reading_model_answer_a_question(tmp_path, monkeypatch, capsys):
+    (code,) = (block.text for block in ENGLISH if block.kind == "code python" and "QuestionAnswering" in block.text)
+    directory = tmp_path / re.findall(r'from_pretrained\("(.+?)"\)', code)[0]
+    tokenizer = tiny.write_vocabulary(directory)
+    torch.manual_seed(0)
+    BertForQuestionAnswering(BertConfig(**tiny.config(len(tokenizer), 1, 16, 2))).save_pretrained(str(directory))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)  # random weights: some part of the context, and the best one
+    answer, scores, in_context = capsys.readouterr().out.rstrip("\n"), found["scores"], found["in_context"]
+    assert answer and answer in found["context"]
+    assert in_context[found["start"]] and in_context[found["end"]] and found["start"] <= found["end"]
+    finite = scores.isfinite().nonzero()
+    assert all(start <= end and in_context[start] and in_context[end] for start, end in finite.tolist())
+    assert len(finite) == int(in_context.sum()) * (int(in_context.sum()) + 1) // 2
+
+
+def test_git_ignores_a_list_of_texts_of_ones_own():
+    """README asks for jsons/my_data.json; nobody needs to edit a tracked file."""
+    assert "my_data.json" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "/pretraining/jsons/*\n!/pretraining/jsons/data.json\n" in (ROOT / ".gitignore").read_text(encoding="utf-8")

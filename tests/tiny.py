@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from pretraining import train
 from pretraining.corpus.rows import Rows
-from pretraining.scripts.scalars import read_scalars
+from pretraining.reporting.scalars import read_scalars
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # for models this small a second thread only waits, and it waits busily
@@ -173,8 +173,14 @@ def scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def snapshot(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory with its content."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    """Every file below a directory with its content, but for locks."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file() and not is_lock(path))
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def is_lock(path: Path) -> bool:
+    """True for the file of a lock."""
+    return path.name.startswith(".") and path.suffix == ".lock" or path.name == ".lock"
 
 
 def all_rows(rows: Rows) -> dict[str, list[list]]:

@@ -191,8 +191,9 @@ def call(script: str, arguments: list[str], directory: Path) -> None:
 
 
 def module_of(script: str) -> ModuleType:
-    """``scripts/report.py`` is ``pretraining.scripts.report``."""
-    return importlib.import_module("pretraining." + script.removesuffix(".py").replace("/", "."))
+    """``scripts/report.py`` is ``pretraining.scripts.report``, ``finetuning/run.py`` is ``finetuning.run``."""
+    name = script.removesuffix(".py").replace("/", ".")
+    return importlib.import_module(name if name.startswith("finetuning.") else f"pretraining.{name}")
 
 
 def start(command: list[str], directory: Path, **environment) -> subprocess.Popen:
@@ -217,9 +218,14 @@ def run_there(command: list[str], directory: Path, **environment) -> Ended:
 
 
 def entries(directory: Path) -> dict[str, tuple]:
-    """Everything below a directory: folders too, and of the files size, time of change and content."""
+    """Everything below a directory: folders too, and of the files size, time of change and content.
+
+    Left out are the files of locks, which stay for good, and folders that hold nothing else.
+    """
     found = {}
     for path in sorted(directory.rglob("*")):
+        if tiny.is_lock(path) or path.is_dir() and any(path.iterdir()) and all(map(tiny.is_lock, path.iterdir())):
+            continue
         status = path.lstat()
         content = path.read_bytes() if path.is_file() and not path.is_symlink() and status.st_size < 1 << 20 else status.st_size
         found[str(path.relative_to(directory))] = (status.st_mode, *(() if path.is_dir() else (status.st_mtime_ns, content)))

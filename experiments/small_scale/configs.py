@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 from experiments.small_scale.settings import SETTINGS_FILE, Shape
 from pretraining.corpus.files import write_json
 from pretraining.distillation.modeling import read_config
-from pretraining.scripts.machine import device_name
+from pretraining.reporting.machine import device_name
 from pretraining.utils import UserError
 
 LARGEST_DIFFERENCE = 0.03  # of the encoders' parameters

@@ -4,8 +4,8 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from experiments.small_scale.jobs import STUDENTS
 from experiments.small_scale.measured import KINDS, Curve, Experiment
-from experiments.small_scale.recipe import STUDENTS
 
 
 def smooth(values: list[float], width: int) -> list[float]:

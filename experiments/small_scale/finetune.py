@@ -1,6 +1,6 @@
 """Runs finetuning/run.py for every task and learning rate of one model and seed, in one process: Python and CUDA start once.
 
-    python experiments/small_scale/finetune.py --model_name_or_path MODEL --tasks_dir data --tasks ocnli:4000:3000 tnews:4000:3000 \
+    python experiments/small_scale/finetune.py --model_name_or_path MODEL --tasks_dir data --tasks ocnli:4000:3000 tnews:4000:3000 \\
         --learning_rates 2e-5 1e-4 --num_train_epochs 3 --seed 1 --per_device_train_batch_size 32 --output_dir results/MODEL
 
 It writes what run.py writes to OUTPUT_DIR/TASK/LEARNING_RATE/, without the fine-tuned model. Run again, it does what is unfinished.

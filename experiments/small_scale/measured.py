@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.small_scale.intervals import mean_of
-from experiments.small_scale.recipe import SHAPE_OF, STUDENTS
+from experiments.small_scale.jobs import SHAPE_OF, STUDENTS
 from experiments.small_scale.settings import read_noted_settings
 from finetuning.task_definitions import TASKS
 from pretraining.corpus.files import read_json
-from pretraining.scripts.scalars import Scalars, read_scalars
+from pretraining.reporting.scalars import Scalars, read_scalars
 from pretraining.utils import UserError
 
 # Kinds of models and their titles: first those that are fine-tuned, then all that are trained.
@@ -128,7 +128,7 @@ class Experiment:
 
 
 class Curve(NamedTuple):
-    """The losses of one training run: in total, and on the predictions alone (soft labels with a teacher, else masked-LM)."""
+    """The losses of one training run: in total, and only on the predictions (soft labels with a teacher, else masked-LM)."""
 
     total: Scalars
     predictions: Scalars

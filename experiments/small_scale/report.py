@@ -8,7 +8,7 @@ It writes RESULTS.md and training.png. RESULTS.md does not repeat README.md.
 from pathlib import Path
 
 from pretraining.corpus.files import atomic_write
-from pretraining.scripts.tables import save_figure
+from pretraining.reporting.tables import save_figure
 from pretraining.utils import ArgumentParser, UserError, run_script
 
 

@@ -4,7 +4,7 @@
 
 --scale gpu is the experiment: half an hour of one H200-class GPU. It writes RESULTS.md beside this file.
 --scale dry runs every stage in minutes on two CPU cores and says nothing about the claims. It writes WORK/report/RESULTS.md.
-The settings are in settings.toml, the jobs in recipe.py.
+The settings are in settings.toml, the jobs in jobs.py.
 """
 
 import os
@@ -12,9 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.small_scale.recipe import HERE, Recipe
+from experiments.small_scale.jobs import HERE, ExperimentJobs
 from experiments.small_scale.runner import Interrupted, JobFailed, Runner
-from experiments.small_scale.settings import SCALES, Settings, read_settings
+from experiments.small_scale.settings import SCALES, ScaleSettings, read_settings
 from pretraining.corpus.files import atomic_write
 from pretraining.utils import ArgumentParser, UserError, run_script
 
@@ -44,15 +44,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = read_settings(args.scale)
     work = args.work or PRETRAINING / "saves" / "small_scale" / args.scale
-    recipe = Recipe(settings, args.corpus, args.vocabulary, args.ltp, args.tasks_dir, work, args.python)
+    jobs = ExperimentJobs(settings, args.corpus, args.vocabulary, args.ltp, args.tasks_dir, work, args.python)
 
     open_work_directory(work, settings)
-    note_paths(recipe)
+    note_paths(jobs)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # several jobs share the cores
     runner = Runner(work, PRETRAINING)
     runner.note(f"commit {args.commit or current_commit()}", "run.py")
     try:
-        runner.run(recipe.stages(), recipe.report(work / "report" if args.scale == "dry" else HERE))
+        runner.run(jobs.stages(), jobs.report(work / "report" if args.scale == "dry" else HERE))
     except JobFailed as failed:
         sys.exit(failed.status)
     except Interrupted as interrupted:
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(interrupted.status)
 
 
-def open_work_directory(work: Path, settings: Settings) -> None:
+def open_work_directory(work: Path, settings: ScaleSettings) -> None:
     """Makes the work directory, or checks that the one that is there belongs to these settings.
 
     Raises:
@@ -76,11 +76,11 @@ def open_work_directory(work: Path, settings: Settings) -> None:
         raise UserError(f"{work}: holds an experiment with other settings (settings.txt); name another --work or remove it")
 
 
-def note_paths(recipe: Recipe) -> None:
+def note_paths(jobs: ExperimentJobs) -> None:
     """Writes paths.txt; the report replaces this machine's paths by these names."""
     names = ("work", "corpus", "vocabulary", "ltp", "tasks_dir", "python")
-    paths = {**{name: getattr(recipe, name) for name in names}, "here": HERE}
-    with atomic_write(recipe.work / "paths.txt") as file:
+    paths = {**{name: getattr(jobs, name) for name in names}, "here": HERE}
+    with atomic_write(jobs.work / "paths.txt") as file:
         file.writelines(f"{name}={path}\n" for name, path in paths.items())
 
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from pretraining.utils import STOP_SIGNALS
+
 POLL_SECONDS = 0.1
 
 
@@ -29,7 +31,7 @@ class Job(NamedTuple):
     blocking: bool = False
 
 
-class Stage(NamedTuple):
+class JobStage(NamedTuple):
     """Jobs of which up to ``jobs_at_once`` run side by side; the next stage begins when all have ended."""
 
     name: str
@@ -46,7 +48,7 @@ class JobFailed(Exception):
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; ``status`` is 130 or 143."""
+    """SIGINT, SIGTERM or SIGHUP arrived; ``status`` is 130, 143 or 129."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; run the same command again to resume")
@@ -67,13 +69,14 @@ class Runner:
         self.running: dict[str, subprocess.Popen] = {}
         self.signal_number: int | None = None
 
-    def run(self, stages: list[Stage], report: list[str]) -> None:
+    def run(self, stages: list[JobStage], report: list[str]) -> None:
         """Runs all stages, then the command of the report, whose output goes to the terminal.
 
         Raises:
-            JobFailed: a job failed. Interrupted: SIGINT or SIGTERM arrived. In both cases all other jobs were stopped.
+            JobFailed: a job failed. Interrupted: a stop signal arrived. In both cases all other jobs were stopped.
         """
-        handlers = {number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        listened = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        handlers = {number: signal.signal(number, self._note_signal) for number in listened}
         try:
             for stage in stages:
                 self.run_stage(stage)
@@ -87,7 +90,7 @@ class Runner:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def run_stage(self, stage: Stage) -> None:
+    def run_stage(self, stage: JobStage) -> None:
         """Runs the unfinished jobs of a stage in their order."""
         unfinished = [job for job in stage.jobs if not self._marker(job.name).exists()]
         if not unfinished:

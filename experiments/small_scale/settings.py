@@ -63,7 +63,7 @@ class TaskSample:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScaleSettings:
     """What settings.toml says of one scale; the reasons stand there. Learning rates are kept as they are written, such as ``5e-4``."""
 
     scale: str
@@ -97,7 +97,7 @@ class Settings:
     student_save_steps: int  # of students and assistants; likewise
 
     @classmethod
-    def from_texts(cls, texts: Mapping[str, str], source: Path) -> "Settings":
+    def from_texts(cls, texts: Mapping[str, str], source: Path) -> "ScaleSettings":
         """Parses the values of all settings; the items of a list stand between spaces.
 
         Raises:
@@ -141,11 +141,11 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def read_settings(scale: str, path: Path = SETTINGS_FILE) -> Settings:
+def read_settings(scale: str, path: Path = SETTINGS_FILE) -> ScaleSettings:
     """Reads one scale of settings.toml: the values at its top, and those of the table ``[scale]``.
 
     Raises:
-        UserError: the file is not valid TOML, or its settings are not those of :class:`Settings`.
+        UserError: the file is not valid TOML, or its settings are not those of :class:`ScaleSettings`.
     """
     with opened(require_file(path, "the settings of the experiment")) as file:
         try:
@@ -154,10 +154,10 @@ def read_settings(scale: str, path: Path = SETTINGS_FILE) -> Settings:
             raise UserError(f"{path}: is not valid TOML ({error})") from None
     shared = {name: value for name, value in content.items() if name not in SCALES}
     values = {**shared, **content.get(scale, {}), "scale": scale}
-    return Settings.from_texts({name: _text(value) for name, value in values.items()}, path)
+    return ScaleSettings.from_texts({name: _text(value) for name, value in values.items()}, path)
 
 
-def read_noted_settings(path: Path) -> Settings:
+def read_noted_settings(path: Path) -> ScaleSettings:
     """Reads the settings.txt of a work directory, which run.py wrote.
 
     Raises:
@@ -167,4 +167,4 @@ def read_noted_settings(path: Path) -> Settings:
     texts = dict(line.split("=", 1) for line in lines if "=" in line)
     if SCALE_NAME in texts:
         texts["scale"] = texts.pop(SCALE_NAME)
-    return Settings.from_texts({**texts, **dict.fromkeys(NO_RESULT, "0")}, path)
+    return ScaleSettings.from_texts({**texts, **dict.fromkeys(NO_RESULT, "0")}, path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.small_scale.history import Event, StageTime, stage_times
 from experiments.small_scale.measured import KINDS, SINGLE, TRAINED, Curve, Experiment, found_in_logs, steps_per_second
 from pretraining.corpus.files import read_json
-from pretraining.scripts.tables import markdown_table
+from pretraining.reporting.tables import markdown_table
 
 
 def speed_tables(experiment: Experiment, curves: dict[str, Curve], history: list[Event]) -> str:

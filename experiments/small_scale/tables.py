@@ -4,12 +4,12 @@ import statistics
 
 from experiments.small_scale.configs import encoder_parameters
 from experiments.small_scale.intervals import Difference, mean_std, paired_difference, unpaired_difference
+from experiments.small_scale.jobs import STUDENTS
 from experiments.small_scale.measured import KINDS, SINGLE, TRAINED, Experiment
-from experiments.small_scale.recipe import STUDENTS
 from finetuning.published import PUBLISHED, PUBLISHED_STAGES
 from finetuning.task_definitions import TASKS
 from pretraining.distillation.modeling import read_config
-from pretraining.scripts.tables import markdown_table
+from pretraining.reporting.tables import markdown_table
 
 TWO_STAGE = "(a) two-stage − one-stage"
 NARROW_DEEP = "(b) narrow-deep − wide-shallow"

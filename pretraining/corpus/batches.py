@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from pretraining.corpus.masking import WholeWordMasker
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from pretraining.utils import STOP_SIGNALS
 
 
 class TrainingBatches:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
     r"""Yields the lines of a file in order, in lists of a few megabytes each.
 
     This is the only definition of a line in the project: it ends at ``\n`` (a ``\r`` before it is dropped) and at nothing else.
-    A byte-order mark at the start is dropped. A file of a mark alone has one blank line, as ``file_facts`` counts.
+    A byte-order mark at the start is dropped. A file with nothing but a mark has one blank line, as ``file_facts`` counts.
 
     Raises:
         UserError: a compressed file, Parquet or UTF-16; invalid UTF-8, a NUL byte or a line over 16 MiB: the message has the line's number.
@@ -57,7 +58,7 @@ def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
             block, rest = block[:cut], block[cut:]
             if len(rest) > MAX_LINE_BYTES:
                 long_line = number + block.count(b"\n")
-                raise UserError(f"{path}:{long_line}: a line of over 16 MiB; is this a text file with one paragraph a line?")
+                raise UserError(f"{path}:{long_line}: a line of over 16 MiB; is this a text file with one paragraph per line?")
             if block:
                 lines = _decode(path, number, block).split("\n")[:-1]
                 number += len(lines)
@@ -84,19 +85,21 @@ def check_lines(path: str | Path, is_text: bool = False) -> None:
     size = os.path.getsize(path)
     if is_text and lines == 1 and size > LONG_LINE_BYTES:
         advice = "if its lines end in \\r, convert them: tr '\\r' '\\n'"
-        tqdm.write(f"warning: {path}: one single line of {size / 1e6:.1f} MB; one paragraph a line is expected; {advice}", file=sys.stderr)
+        tqdm.write(
+            f"warning: {path}: one single line of {size / 1e6:.1f} MB; one paragraph per line is expected; {advice}", file=sys.stderr
+        )
 
 
 def _decode(path: str | Path, number: int, block: bytes) -> str:
     nul = block.find(b"\0")
     if nul >= 0:
         line = number + block.count(b"\n", 0, nul)
-        raise UserError(f"{path}:{line}: holds a NUL byte; is this a text file?")
+        raise UserError(f"{path}:{line}: holds a NUL byte; is this a text file? UTF-16 would be: iconv -f UTF-16LE -t UTF-8")
     try:
         text = block.decode("utf-8")
     except UnicodeDecodeError as error:
         line = number + block.count(b"\n", 0, error.start)
-        raise UserError(f"{path}:{line}: not valid UTF-8; convert the file to UTF-8 or fix that line") from None
+        raise UserError(f"{path}:{line}: not valid UTF-8; convert the file, as in iconv -f GB18030 -t UTF-8, or fix that line") from None
     return text.replace("\r\n", "\n")
 
 
@@ -124,9 +127,13 @@ def file_facts(path: str | Path) -> FileFacts:
 def require_file(path: str | Path, what: str) -> Path:
     """Returns ``path`` if it is a readable file; else the error says what the file should be."""
     path = Path(path)
-    if path.is_dir():
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise UserError(f"{path}: cannot be opened ({error.strerror}; {what})") from None
+    if is_directory:
         raise UserError(f"{path}: {what} is expected here, but this is a directory")
-    if not path.is_file():
+    if not is_file:
         raise UserError(f"{path}: no such file ({what})")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path}: cannot be read; check its permissions ({what})")
@@ -204,12 +211,22 @@ def _read_split(path: str | Path, split: str, entry: Any) -> list[TextAndRefs]:
     if not isinstance(entry, dict) or set(entry) != {text_key, refs_key}:
         raise UserError(f'{path}: "{split}" must have exactly the keys "{text_key}" and "{refs_key}"')
     for key in (text_key, refs_key):
-        if not isinstance(entry[key], list) or not all(isinstance(name, str) and name for name in entry[key]):
+        if not isinstance(entry[key], list) or not all(map(_is_file_name, entry[key])):
             raise UserError(f'{path}: "{key}" must be a list of file names')
     texts, refs = entry[text_key], entry[refs_key]
     if len(texts) != len(refs):
         raise UserError(f'{path}: "{text_key}" names {len(texts)} files, "{refs_key}" {len(refs)}; each text needs its reference file')
     return [TextAndRefs(Path(text), Path(ref)) for text, ref in zip(texts, refs)]
+
+
+def _is_file_name(name: Any) -> bool:
+    """True for the path of a file, which exists or can be made: it has a last part, no NUL and no half of a surrogate pair."""
+    if not isinstance(name, str) or "\0" in name or Path(name).name in ("", ".."):
+        return False
+    try:
+        return bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
 
 
 def _check_names(path: str | Path, files: list[TextAndRefs]) -> None:
@@ -235,8 +252,11 @@ def require_writable_place(path: str | Path, what: str) -> None:
     folder = Path(path)
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # has no name; permissions say nothing of /proc or a read-only disk
+            pass
+    except OSError:
+        raise UserError(f"{what} {path}: cannot be written, {folder} is no directory that you may write to; choose another place") from None
 
 
 # ---------------------------------------------------------------- atomic writes

@@ -18,7 +18,7 @@ FORMATS = (
     (rb"\xfd7zXZ\x00", "is an xz file", "unpack it: xz -dk {path}"),
     (rb"BZh\d1AY&SY", "is a bzip2 file", "unpack it: bzip2 -dk {path}"),
     (rb"PK\x03\x04", "is a zip file", "unpack it: unzip {path}"),
-    (rb"PAR1\x15", "is a Parquet file", "write its text column to a file, one paragraph a line"),
+    (rb"PAR1\x15", "is a Parquet file", "write its text column to a file, one paragraph per line"),
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "is in UTF-32", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 {path} > {new}"),
     (rb"\xff\xfe|\xfe\xff", "is in UTF-16", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 {path} > {new}"),
 )
@@ -35,7 +35,7 @@ def require_plain_text(path: str | Path, file: BinaryIO) -> None:
     """Raises UserError if a text is in another format, or if its first lines are JSON objects: their keys are no text to train on.
 
     Args:
-        file: the text, at its start; the first bytes alone are read where they are not those of JSON.
+        file: the text, at its start; only the first bytes are read where they are not those of JSON.
     """
     beginning = file.read(64)
     refuse_other_formats(path, beginning)
@@ -56,7 +56,7 @@ def require_plain_text(path: str | Path, file: BinaryIO) -> None:
         key = max(texts, key=lambda key: len(texts[key])) if texts else "text"
         query = shlex.quote(f".{key}" if re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII) else f".[{json.dumps(key, ensure_ascii=False)}]")
         command = f"jq -r {query} {shlex.quote(str(path))} > {_new_name(path)}"
-        raise UserError(f"{path}: holds JSON objects, not plain text; write their text, one paragraph a line: {command}")
+        raise UserError(f"{path}: holds JSON objects, not plain text; write their text, one paragraph per line: {command}")
 
 
 def _new_name(path: str | Path) -> str:

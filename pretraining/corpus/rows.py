@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 class Rows:
     """The rows of a corpus, read as ``rows[[3, 0, 7]]``.
 
-    The rows depend on the tokens alone, not on their division into files: 2,000 short files have the rows of one long file.
+    The rows depend only on the tokens, not on their division into files: 2,000 short files have the rows of one long file.
 
     Args:
         pieces: of all shards in order, none of them empty; at least one.

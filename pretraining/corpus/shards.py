@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -272,19 +272,10 @@ def _open_shard(data: Path, stored: dict, spec: ShardSpec) -> list[Piece] | None
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Holds the lock of a shard's directory; after an error the lock and the folders it needed are removed."""
-    lock = directory.parent / f".{directory.name}.lock"
-    new_folders = [folder for folder in lock.parents if not folder.exists()]
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        try:
-            yield
-        except BaseException:
-            lock.unlink(missing_ok=True)  # a process that waits for it notices that it is gone and makes a new one
-            with suppress(OSError):  # another process has begun to use them
-                for folder in new_folders:
-                    folder.rmdir()
-            raise
+    """Holds the lock of a shard's directory. Its file stays: if it were removed, two processes could hold locks of the same name."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.parent / f".{directory.name}.lock"):
+        yield
 
 
 # ---------------------------------------------------------------- building

@@ -36,7 +36,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory (expected a BERT model directory with vocab.txt)")
-    tokens = _read_vocabulary(require_file(directory / "vocab.txt", "the BERT vocabulary, one token a line"))
+    tokens = _read_vocabulary(require_file(directory / "vocab.txt", "the BERT vocabulary, one token per line"))
     vocabulary = {token.rstrip(): number for number, token in enumerate(tokens)}  # as BERT reads U+2028, for example
     options: dict[str, Any] = {}
     if not (directory / "tokenizer.json").is_file() and _has_byte_order_mark(directory / "vocab.txt"):
@@ -46,6 +46,7 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     try:
         tokenizer = BertTokenizer.from_pretrained(str(directory), **options)
+        tokenizer("今天 [MASK]", "token")  # settings of a wrong type fail at the first use
     except Exception as error:  # the library raises a different exception for each way in which these files can be wrong
         raise UserError(f"{directory}: its tokenizer.json or tokenizer_config.json cannot be read ({error}); remove them") from None
     tokenizer.backend_tokenizer.no_truncation()  # a tokenizer.json keeps the settings of the program that wrote it

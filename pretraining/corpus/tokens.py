@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +42,7 @@ def read_token_blocks(file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray) -
         UserError: a reference line does not fit its text line.
     """
     backend = tokenizer.backend_tokenizer
-    refs, first_line = _LineReader(file.refs), 1
+    refs, first_line = _LineReader(file), 1
     for lines in read_line_blocks(file.text):
         encodings = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]
         lengths = np.fromiter(map(len, encodings), np.int64, len(lines))
@@ -55,15 +54,19 @@ def read_token_blocks(file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray) -
 
 
 class _LineReader:
-    """Hands out the lines of a file, as many as the caller asks for."""
+    """Hands out the lines of a reference file, as many as the caller asks for."""
 
-    def __init__(self, path: Path):
-        self.blocks = read_line_blocks(path)
+    def __init__(self, file: TextAndRefs):
+        self.file = file
+        self.blocks = read_line_blocks(file.refs)
         self.lines: list[str] = []
 
     def take(self, count: int) -> list[str]:
         while len(self.lines) < count:
-            self.lines += next(self.blocks)
+            block = next(self.blocks, None)
+            if block is None:
+                raise UserError(f"{self.file.refs}: has fewer lines than {self.file.text}; make it again with run_chinese_ref.py")
+            self.lines += block
         taken, self.lines = self.lines[:count], self.lines[count:]
         return taken
 

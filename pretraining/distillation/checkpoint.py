@@ -67,7 +67,13 @@ def damage(directory: Path) -> str | None:
         return str(error)
     for name, expected in sums.items():
         path = directory / name
-        if not path.is_file():
+        if path.parent != directory:
+            return f"{directory / CHECKSUMS} names {_short(name)}, which is no file of the checkpoint"
+        try:
+            is_file = path.is_file()
+        except OSError:  # a name that is too long
+            is_file = False
+        if not is_file:
             return f"{path} is missing"
         if file_facts(path).sha256 != expected:
             return f"{path} is truncated or was changed"
@@ -104,18 +110,34 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
 
 
 def load_state(directory: Path) -> dict[str, Any]:
-    """Reads the training state: tensors and plain values alone, so that a stranger's file cannot run code."""
+    """Reads the training state: only tensors and plain values, so that a stranger's file cannot run code.
+
+    Returns:
+        what :func:`save_checkpoint` got, and as ``path`` the file; ``training_state.restore_state`` checks what is to be restored.
+    """
+    path = directory / STATE_FILE
     try:
-        state = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{directory / STATE_FILE}: cannot be read as a training state ({first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read as a training state ({first_line(error)})") from None
+    if not _is_state(state):
+        raise UserError(f"{path}: is no training state of train.py; choose another checkpoint")
+    found = state.get("format", 1)
+    if found != FORMAT:
+        raise UserError(f"{path}: has format {found}, this version reads format {FORMAT}; resume with the version that wrote it")
+    return {**state, "path": str(path)}
+
+
+def _is_state(state: Any) -> bool:
+    """True for the keys of a training state with a step, a format and an identity that can be compared and printed."""
     if not isinstance(state, dict) or not STATE_KEYS <= set(state) or not isinstance(state["identity"], dict):
-        raise UserError(f"{directory / STATE_FILE}: is no training state of train.py; choose another checkpoint")
-    if str(state.get("format", 1)) != str(FORMAT):
-        raise UserError(
-            f"{directory / STATE_FILE}: has format {state['format']}, this version reads format {FORMAT}; resume with the version that wrote it"
-        )
-    return state
+        return False
+    if type(state["step"]) is not int or not 0 <= state["step"] < 2**31 or type(state.get("format", FORMAT)) is not int:
+        return False
+    try:
+        return bool(json.dumps(state["identity"]))
+    except (TypeError, ValueError, RecursionError):  # a tensor; a container that holds itself; thousands of containers in each other
+        return False
 
 
 def model_sha256(path: str | Path | None) -> str | None:
@@ -161,12 +183,15 @@ def differences(saved: dict, current: dict) -> dict[str, tuple[Any, Any]]:
     """The keys in which two identities differ, with both values.
 
     A key that one of them lacks came into the program, or into a release of transformers, between the two. It has its default there.
+    An argument that decided something in an earlier version, and that a run may change today, is not compared.
     A key of a config that transformers does not know, and that the student's JSON does not have, decides nothing today.
     """
     defaults = default_identity()
+    now_free = {key for key in saved if key in FREE_TO_CHANGE and key not in current}
     saved, current = ({**defaults, **identity} for identity in (saved, current))
     outdated = [key for key in saved if key not in current and key.startswith("student_config ")]
-    pairs = {key: (saved.get(key), current.get(key)) for key in {**current, **saved} if key not in outdated}
+    compared = [key for key in {**current, **saved} if key not in outdated and key not in now_free]
+    pairs = {key: (saved.get(key), current.get(key)) for key in compared}
     return {key: (there, here) for key, (there, here) in pairs.items() if there != here}
 
 

@@ -1,5 +1,11 @@
 """What train.py refuses before time is spent."""
 
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +14,12 @@ from transformers import BertConfig
 
 from pretraining.config import TrainingArguments
 from pretraining.corpus.files import require_file, require_writable_place
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.checkpoint import checkpoints, find_checkpoint
-from pretraining.distillation.modeling import read_config, require_model_directory
-from pretraining.distillation.processes import Process
+from pretraining.distillation.memory import largest_forward_batch
+from pretraining.distillation.modeling import half_dtype, read_config, require_model_directory
+from pretraining.distillation.processes import Process, Run
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
 
@@ -31,6 +39,23 @@ class ModelPlan(NamedTuple):
     def needs_attentions(self) -> bool:
         """True if the models must return attention probabilities."""
         return any(match["feature"] == "attention" for match in self.matches)
+
+
+def check_run(args: TrainingArguments, tokenizer: Any) -> tuple[Run, ModelPlan]:
+    """All that can be checked of a run without its data and its checkpoints; chooses the device and how it computes."""
+    process = Process.from_environment()
+    plan = check_models(args, tokenizer)
+    device = check_device(args, process)
+    compiled = check_compile(args, device, process)
+    check_output_dir(args)
+    return Run(args, tokenizer, device, process, compiled, forward_passes(args, plan, device)), plan
+
+
+def locked_output_dir(run: Run) -> AbstractContextManager:
+    """Keeps a second command from training in the same directory; rank 0 holds the lock for all processes of the run."""
+    if not run.args.do_train or run.process.rank != 0:
+        return nullcontext()
+    return exclusive(Path(run.args.output_dir) / ".lock", f"--output_dir {run.args.output_dir}")
 
 
 def check_models(args: TrainingArguments, tokenizer: Any) -> ModelPlan:
@@ -77,6 +102,55 @@ def check_device(args: TrainingArguments, process: Process) -> torch.device:
             f"process {process.local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
         )
     return torch.device("cuda", process.local_rank)
+
+
+def forward_passes(args: TrainingArguments, plan: ModelPlan, device: torch.device) -> int:
+    """``gradient_accumulation_steps`` if it is given, else as few as fit the GPU's memory, or on a CPU such of at most 64 samples."""
+    if args.gradient_accumulation_steps is not None:
+        return args.gradient_accumulation_steps
+    if device.type == "cpu":
+        sizes = (size for size in range(min(64, args.train_batch_size), 0, -1) if args.train_batch_size % size == 0)
+        return args.train_batch_size // next(sizes)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    size = largest_forward_batch(
+        memory,
+        plan.student,
+        plan.teacher,
+        plan.matches,
+        args.max_seq_length,
+        half_dtype(args),
+        args.train_batch_size,
+        args.mlm_probability,
+    )
+    return args.train_batch_size // size
+
+
+def check_compile(args: TrainingArguments, device: torch.device, process: Process) -> bool:
+    """Decides whether torch.compile runs; refuses ``--compile yes`` where its compiler is missing."""
+    if args.compile == "no" or (args.compile == "auto" and device.type == "cpu"):
+        return False
+    missing = missing_for_compile(device)
+    if missing and args.compile == "yes":
+        raise UserError(f"--compile yes: {missing}; install it or use --compile no")
+    if missing and process.rank == 0:
+        print(
+            f"--compile auto: {missing}; computing without torch.compile, which takes about 1.5 times as long (estimate)", file=sys.stderr
+        )
+    return not missing
+
+
+def missing_for_compile(device: torch.device) -> str | None:
+    """What torch.compile needs and this machine lacks, or None: on a CPU a C++ compiler, on a GPU triton, which builds a C extension."""
+    if device.type == "cpu":
+        names = [os.environ.get("CXX", "g++"), "clang++"]
+        return None if any(map(shutil.which, names)) else "no C++ compiler (g++) was found"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not any(map(shutil.which, [os.environ.get("CC", "gcc"), "clang", "cc"])):
+        return "no C compiler (gcc) was found"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return f"no Python.h in {sysconfig.get_path('include')} (package python3-dev)"
+    return None
 
 
 def check_output_dir(args: TrainingArguments) -> None:

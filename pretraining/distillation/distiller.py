@@ -4,8 +4,9 @@ The loss is TextBrewer's: ``compute_loss``, its match losses and its projections
 hooks are not used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertForMaskedLM, get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
+from transformers import BertForMaskedLM
 
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
@@ -24,9 +25,10 @@ from pretraining.distillation.losses import hard_label_adaptor, kd_ce_loss, mask
 from pretraining.distillation.modeling import flops_utilization, half_dtype, masked_lm_outputs, training_flops_per_sample
 from pretraining.distillation.signals import StopRequest, exit_stopped
 from pretraining.distillation.training_log import Step, TrainingLog
+from pretraining.distillation.training_state import restore_state
+from pretraining.distillation.upcoming import Batch, UpcomingStep
 from pretraining.utils import UserError, progress_bar
 
-Batch = dict[str, torch.Tensor]
 ComputeLoss = Callable[[dict, dict], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 SaveState = Callable[[int, dict[str, Any]], None]
 StepCallback = Callable[[int, "Distiller"], None]
@@ -92,7 +94,7 @@ def matched_layers(intermediate_matches: list[dict], key: str) -> dict[str, set[
 
 
 def matched_outputs(model: BertForMaskedLM, batch: Batch, layers: dict[str, set[int]]) -> Any:
-    """The outputs of a model with the matched layers alone; a layer that is not matched is None, so that its memory is freed."""
+    """The outputs of a model with only the matched layers; a layer that is not matched is None, so that its memory is freed."""
     outputs = masked_lm_outputs(model, batch, hidden_states=bool(layers["hidden"]), attentions=bool(layers["attention"]))
     for name, feature in (("hidden_states", "hidden"), ("attentions", "attention")):
         if layers[feature]:
@@ -110,6 +112,8 @@ class Distiller(GeneralDistiller):
         student, teacher: BertForMaskedLM, prepared by ``modeling.prepare_models``; teacher may be None.
         intermediate_matches: from ``matches.get_matches``.
         rank, world_size: this process and the number of processes; several need an initialised process group.
+        forward_passes: micro-batches of an optimizer step.
+        compiled: torch.compile runs over student, teacher and loss.
         batches: names the examples of a step whose loss is not finite.
 
     Attributes:
@@ -126,6 +130,8 @@ class Distiller(GeneralDistiller):
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        forward_passes: int = 1,
+        compiled: bool = False,
         batches: TrainingBatches | None = None,
     ):
         super().__init__(
@@ -140,29 +146,30 @@ class Distiller(GeneralDistiller):
         )
         self.kd_loss = kd_ce_loss
         self.args, self.device, self.batches = args, device, batches
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.forward_passes = rank, world_size, forward_passes
         half = half_dtype(args)
         projections = [projection for projection in self.projs if projection is not None]
         self.module = DistillationStep(student, teacher, projections, intermediate_matches, self.compute_loss, half)
-        if args.compile:
+        if compiled:
             self.module.compile_all()
         self.parallel: nn.Module = self.module
         if world_size > 1:
             device_ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.module, device_ids=device_ids, broadcast_buffers=False)
+            self.parallel = DistributedDataParallel(self.module, device_ids=device_ids, forward_sync_buffers=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
         uses_onednn = device.type == "cpu" and args.cpu_kernels and half is None and onednn_is_exact()
         self.float32_products: Callable[[], AbstractContextManager] = onednn_products if uses_onednn else nullcontext
         self.start_step = 0
         self.stop = StopRequest()
 
-    def restore(self, state: dict[str, Any], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
-        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already."""
+    def restore(self, state: dict[str, Any], optimizer: torch.optim.AdamW, scheduler: Any) -> None:
+        """Continues from the training state of a checkpoint (``checkpoint.load_state``); the student has its weights already.
+
+        Raises:
+            UserError: as ``restore_state``.
+        """
+        restore_state(state, self.module.projections, optimizer, scheduler, self.scaler)
         self.start_step = state["step"]
-        self.module.projections.load_state_dict(state["projections"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
 
     def train(
         self,
@@ -184,23 +191,22 @@ class Distiller(GeneralDistiller):
 
         Raises:
             UserError: the loss is no longer finite, or a checkpoint cannot be written: on every process. A full disk: on rank 0.
-            SystemExit: 143, 130 or 129 after SIGTERM, SIGINT or SIGHUP, when a checkpoint is written.
+            SystemExit: with 128 + its number (143 for SIGTERM) after one of utils.STOP_SIGNALS, when a checkpoint is written.
         """
-        args = self.args
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         write_every = 1 if self.device.type == "cpu" else 10  # to read a loss makes the host wait for the device
-        log = TrainingLog(args, self.start_step, self.rank, self.world_size, self.batches, self.utilization)
-        bar_settings = {"total": num_steps, "initial": self.start_step, "desc": Path(args.output_dir).name, "unit": "step"}
+        log = TrainingLog(self.args, self.start_step, self.rank, self.world_size, self.batches, self.utilization)
+        bar_settings = {"total": num_steps, "initial": self.start_step, "desc": Path(self.args.output_dir).name, "unit": "step"}
         batches = iter(dataloader)
         self.module.student.train()
         with self.stop.listening(), progress_bar(**bar_settings, disable=self.rank != 0) as bar:
+            micro_batches, _ = self.load_step(batches).wait()
             for step in range(self.start_step + 1, num_steps + 1):
                 if step_callback is not None:
                     step_callback(step, self)
 
-                # ---- gradients of the step; all processes agree whether to stop after it
-                micro_batches = [next(batches) for _ in range(args.gradient_accumulation_steps)]
-                stop = self.share_mask_count(micro_batches)
+                # ---- gradients; meanwhile the processes add up what they must know before the next step
+                upcoming = self.load_step(batches)
                 names, losses = self.forward_backward(step, micro_batches)
 
                 # ---- update
@@ -211,18 +217,24 @@ class Distiller(GeneralDistiller):
                 optimizer.zero_grad(set_to_none=True)
                 log.add(Step(step, scheduler.get_last_lr()[0], losses, grad_norm, self.loss_scale()))
                 scheduler.step()
+                micro_batches, stop = upcoming.wait()
 
                 # ---- once in a while: write the losses, write a checkpoint, stop
-                saves = step % args.ckpt_steps == 0 or step == num_steps or stop
+                saves = step % self.args.ckpt_steps == 0 or step == num_steps or bool(stop)
                 if step % write_every == 0 or saves:
-                    log.write(names, bar)
+                    log.write(names, bar, wait=saves or self.device.type == "cpu")
                 if saves:
                     self.save(step, optimizer, scheduler, log, callback)
                 if stop:
                     bar.close()
                     exit_stopped(stop, step, self.rank)
-        if self.stop.number:  # it came in the last step
-            exit_stopped(self.stop.number, num_steps, self.rank)
+        _, stop = UpcomingStep([], self.stop.number, self.world_size).wait()  # one process may have got it in the last step
+        if stop:
+            exit_stopped(stop, num_steps, self.rank)
+
+    def load_step(self, batches: Iterator[Batch]) -> UpcomingStep:
+        """Takes the micro-batches of the next step from the loader; none are left behind the last step."""
+        return UpcomingStep(list(islice(batches, self.forward_passes)), self.stop.number, self.world_size)
 
     def forward_backward(self, step: int, micro_batches: list[Batch]) -> tuple[list[str], torch.Tensor]:
         """Adds up the gradients of a step's micro-batches.
@@ -233,7 +245,7 @@ class Distiller(GeneralDistiller):
         torch.manual_seed(step_seed(self.args.random_seed, step, self.rank))  # dropout depends on the step, so resume needs no state
         losses: Any = 0
         for index, batch in enumerate(micro_batches):
-            is_last = index == len(micro_batches) - 1  # DDP reduces the gradients in the last backward pass alone
+            is_last = index == len(micro_batches) - 1  # DDP reduces the gradients only in the last backward pass
             no_sync = nullcontext() if is_last or self.world_size == 1 else self.parallel.no_sync()  # type: ignore[operator]
             with no_sync, self.float32_products():
                 loss, terms = self.loss(batch)
@@ -242,27 +254,8 @@ class Distiller(GeneralDistiller):
         return ["total_loss", *terms], losses / len(micro_batches)
 
     def loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of one micro-batch, from any device, and its terms by name; :meth:`share_mask_count` comes before it."""
+        """The loss of one micro-batch, from any device, and its terms by name; ``UpcomingStep`` has prepared it."""
         return self.parallel({name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()})
-
-    def share_mask_count(self, micro_batches: list[Batch]) -> int:
-        """Gives the micro-batches of a step one denominator, ``mean_masked``, over all processes.
-
-        The mean over masked positions is thus taken over the global batch: the split makes no difference.
-
-        Returns:
-            the signal that a process received, the same on all processes, or 0.
-        """
-        counts = torch.tensor([sum(int((batch["labels"] >= 0).sum()) for batch in micro_batches), self.stop.number])
-        if self.world_size > 1:
-            total = counts[:1].clone()
-            dist.all_reduce(total)
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-            counts[0] = total[0]
-        mean = counts[0].float().clamp(min=1) / (len(micro_batches) * self.world_size)
-        for batch in micro_batches:
-            batch["mean_masked"] = mean
-        return int(counts[1])
 
     def save(self, step: int, optimizer: torch.optim.Optimizer, scheduler: Any, log: TrainingLog, callback: SaveState) -> None:
         """Flushes the log and calls ``callback(step, training state)`` on rank 0; if it fails, all processes raise the same UserError."""
@@ -311,32 +304,3 @@ class Distiller(GeneralDistiller):
 def step_seed(seed: int, step: int, rank: int) -> int:
     """The seed of the dropout of one step and process."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-# ---------------------------------------------------------------- optimizer and schedule
-
-
-def make_optimizer(module: DistillationStep, args: TrainingArguments) -> torch.optim.AdamW:
-    """AdamW with three groups: weights, which decay; biases and LayerNorm; projections (as published, without decay)."""
-    groups = [
-        *parameter_groups(module.student, args.weight_decay_rate),
-        {"params": list(module.projections.parameters()), "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=args.learning_rate, eps=1e-6, fused=True)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay for all but biases and LayerNorm (Devlin et al. 2019)."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        (others if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def make_scheduler(optimizer: torch.optim.Optimizer, args: TrainingArguments) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over ``warmup_proportion`` of the steps, then linear decay to 0 or a constant rate."""
-    warmup = int(args.warmup_proportion * args.num_train_steps)
-    if args.official_schedule == "linear":
-        return get_linear_schedule_with_warmup(optimizer, num_warmup_steps=warmup, num_training_steps=args.num_train_steps)
-    return get_constant_schedule_with_warmup(optimizer, num_warmup_steps=warmup)

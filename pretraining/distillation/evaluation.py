@@ -80,7 +80,7 @@ def evaluate_run(run: Run, student: BertForMaskedLM, teacher: BertForMaskedLM | 
         models,
         dataset,
         WholeWordMasker(run.tokenizer, args.max_seq_length, args.mlm_probability, EVALUATION_SEED),
-        batch_size=args.train_batch_size // args.gradient_accumulation_steps,
+        batch_size=args.train_batch_size // run.forward_passes,
         device=run.device,
         rank=run.process.rank,
         world_size=run.process.world_size,

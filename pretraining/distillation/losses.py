@@ -5,8 +5,32 @@ An adaptor turns a model's outputs into the dict that ``GeneralDistiller.compute
 
 from typing import Any, NamedTuple
 
+import textbrewer
 import torch
 import torch.nn.functional as F
+from textbrewer.losses import fsp_loss
+
+# ---------------------------------------------------------------- between layers
+
+
+def gram_loss(state_S: list[torch.Tensor], state_T: list[torch.Tensor], mask: torch.Tensor | None = None) -> torch.Tensor:
+    """TextBrewer's ``gram``, with float16 states in float32.
+
+    The gram matrix sums products over the positions of a row before it divides by their number. With 512 positions a hidden dimension
+    of 11.4 or more exceeds float16, and RoBERTa has such dimensions: the loss would be infinite at every scale.
+
+    Args:
+        state_S, state_T: two tensors each, (batch, length, hidden).
+        mask: (batch, length), or None for all positions.
+    """
+    if state_T[0].dtype != torch.float16:
+        return fsp_loss(state_S, state_T, mask)
+    with torch.autocast(state_T[0].device.type, enabled=False):
+        return fsp_loss([state.float() for state in state_S], [state.float() for state in state_T], mask)
+
+
+textbrewer.register_new("match_Loss", "gram", gram_loss)
+
 
 # ---------------------------------------------------------------- pretraining
 
@@ -63,7 +87,7 @@ def fine_tuning_adaptor(outputs: Any, attention_mask: torch.Tensor, features: se
 
     Args:
         outputs: of BertForSequenceClassification or BertForQuestionAnswering.
-        attention_mask: (batch, length) int64; matches compare the real tokens alone.
+        attention_mask: (batch, length) int64; matches compare only the real tokens.
         features: which of "hidden" and "attention" are matched.
     """
     if "start_logits" in outputs:

@@ -1,5 +1,8 @@
-"""BERT models: checked configs, the one model loader, logits at the masked positions alone, floating-point operations."""
+"""BERT models: checked configs, the one model loader, logits only at the masked positions, floating-point operations."""
 
+import copy
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,13 @@ from transformers.modeling_outputs import MaskedLMOutput
 from pretraining.config import TrainingArguments
 from pretraining.corpus.files import CODE_KEYS, read_json, require_file
 from pretraining.distillation.cpu import ATTENTION
+from pretraining.distillation.gpus import bf16_peak
 from pretraining.utils import UserError, first_line
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TIED_WEIGHTS = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")  # state dicts may leave them out
 UNUSED_WEIGHTS = ("position_ids", "pooler", "seq_relationship")  # parts of a name; masked-LM training has no use for them
-# Dense bfloat16 operations a second, from the data sheets. The first name that is part of the device's name counts.
-DENSE_BF16_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+MAX_LAYERS, MAX_LABELS, MAX_PARAMETERS = 1000, 1_000_000, 10**10  # of a config; more would only fill the memory
 
 # Load reports and progress bars of transformers are of no use here; our errors name what is missing.
 transformers.logging.set_verbosity_error()
@@ -27,7 +30,7 @@ transformers.logging.disable_progress_bar()
 
 
 def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hidden_states: bool = False, attentions: bool = False) -> Any:
-    """Runs the encoder over the whole batch and the vocabulary head over the masked positions alone.
+    """Runs the encoder over the whole batch and the vocabulary head only over the masked positions.
 
     Args:
         batch: ``input_ids`` (batch, length) int64, ``masked_positions`` (batch, max_masked) int64, and where rows are padded
@@ -38,7 +41,11 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
         ``attentions`` (layers of (batch, heads, length, length)).
     """
     encoded = model.bert(
-        batch["input_ids"], attention_mask=batch.get("attention_mask"), output_hidden_states=hidden_states, output_attentions=attentions
+        batch["input_ids"],
+        attention_mask=batch.get("attention_mask"),
+        token_type_ids=torch.zeros_like(batch["input_ids"][:1]),  # one row for all: its gradient is one sum, not an atomic add per token
+        output_hidden_states=hidden_states,
+        output_attentions=attentions,
     )
     states = encoded.last_hidden_state
     picked = states.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, states.size(-1)))
@@ -49,7 +56,7 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
 
 
 def read_config(path: str | Path, what: str) -> BertConfig:
-    """Reads a BERT config JSON and checks what would fail only when the model is built."""
+    """Reads a BERT config JSON and checks what would fail only when the model is built, called or saved."""
     values = {key: value for key, value in read_json(path, what).items() if key.lstrip("_") not in CODE_KEYS}
     if values.get("model_type", "bert") != "bert":
         raise UserError(f"{path}: {what} is of type {values['model_type']}, not bert")
@@ -60,16 +67,35 @@ def read_config(path: str | Path, what: str) -> BertConfig:
         raise UserError(
             f"{path}: hidden_size {values['hidden_size']} is not divisible by num_attention_heads {values['num_attention_heads']}"
         )
+    _check_outputs(values, path, what)
+    for key, most in (("num_hidden_layers", MAX_LAYERS), ("num_labels", MAX_LABELS)):  # the library makes an object for each
+        if type(values.get(key, 0)) is not int or values.get(key, 0) > most:
+            raise UserError(f"{path}: {what} needs a whole number up to {most} for {key}")
     try:
         config = BertConfig(**values)
-        with torch.device("meta"):  # shapes alone: checks that the model can be built
-            BertForMaskedLM(config)
+        with torch.device("meta"):  # only shapes: checks that the model can be built
+            parameters = BertForMaskedLM(config).num_parameters()
     except Exception as error:  # the library checks types with its own exceptions
         raise UserError(f"{path}: no BERT model can be built from {what} ({type(error).__name__}: {error})") from None
     for key in ("max_position_embeddings", "type_vocab_size"):
         if getattr(config, key) < 1:
             raise UserError(f"{path}: {what} has no whole number above 0 for {key}")
+    for key in ("initializer_range", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if not 0 <= getattr(config, key) < math.inf:
+            raise UserError(f"{path}: {what} has no number of 0 or above for {key}")
+    if parameters > MAX_PARAMETERS:
+        raise UserError(f"{path}: {what} asks for {parameters:,} parameters; at most {MAX_PARAMETERS:,} are possible")
     return config
+
+
+def _check_outputs(values: dict[str, Any], path: str | Path, what: str) -> None:
+    """Checks the keys of a config that say how the model is called; the calls of this project give all but these."""
+    for key in ("output_attentions", "output_hidden_states"):
+        if type(values.get(key, False)) is not bool:
+            raise UserError(f"{path}: {what} needs true or false for {key}")
+    for key, default, others in (("return_dict", True, [None]), ("chunk_size_feed_forward", 0, [])):
+        if values.get(key, default) not in [default, *others]:
+            raise UserError(f"{path}: {what} has another {key} than {json.dumps(default)}, with which it cannot be trained; remove it")
 
 
 def require_model_directory(directory: str | Path, what: str) -> BertConfig:
@@ -139,8 +165,10 @@ def load_masked_lm(directory: str | Path, what: str, attentions: bool = False) -
 
 def build_student(config: BertConfig, weights: str | Path | None, attentions: bool = False) -> BertForMaskedLM:
     """Builds a student with random weights, or with those of a model directory or state-dict file, which must all fit."""
-    config._attn_implementation = "eager" if attentions else "sdpa"
+    config = copy.deepcopy(config)
+    config.output_attentions = False  # calls ask for them; a model that could not return them could not be saved
     model = BertForMaskedLM(config)
+    model.set_attn_implementation("eager" if attentions else "sdpa")
     if weights is None:
         return model
     if Path(weights).is_dir():
@@ -199,14 +227,14 @@ def prepare_models(
     Args:
         half: the teacher's dtype; None leaves it in float32. The student stays in float32 and computes under autocast.
         compiled: torch.compile will run over the models; the attention of ``cpu.py`` cannot be traced.
-        cpu_kernels: on a CPU, use the attention of ``cpu.py``.
+        cpu_kernels: on a CPU, use the attention of ``cpu.py``. It returns no attention probabilities.
     """
     student.to(device)
     if teacher is not None:
         teacher.to(device, half).eval().requires_grad_(False)
     if device.type == "cpu" and cpu_kernels and not compiled:
         for model in (student, teacher):
-            if model is not None and model.config._attn_implementation == "sdpa":
+            if model is not None:
                 model.set_attn_implementation(ATTENTION)
 
 
@@ -216,7 +244,7 @@ def prepare_models(
 def flops_per_sample(config: BertConfig, length: int, masked: int) -> float:
     """Floating-point operations of one forward pass over one sample, with logits at ``masked`` positions.
 
-    Counts matrix products alone; a multiply-add is two operations.
+    Counts only matrix products; a multiply-add is two operations.
     """
     layer = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size + 2 * length * config.hidden_size
     head = config.hidden_size**2 + config.hidden_size * config.vocab_size
@@ -237,6 +265,5 @@ def flops_utilization(flops_per_second: float, device: torch.device) -> float | 
     """MFU: the share of the GPU's dense bfloat16 peak; None on a CPU and on a GPU whose peak is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((peak for part, peak in DENSE_BF16_PEAK.items() if part in name), None)
+    peak = bf16_peak(torch.cuda.get_device_name(device))
     return flops_per_second / peak if peak else None

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from pretraining.corpus.batches import STOP_SIGNALS
+from pretraining.utils import STOP_SIGNALS
 
 
 class StopRequest:
-    """Remembers the first SIGTERM, SIGINT or SIGHUP; later ones change nothing.
+    """Remembers the first SIGTERM, SIGINT, SIGHUP or SIGUSR1; later ones change nothing.
 
     Attributes:
         number: the signal, or 0.

@@ -15,8 +15,9 @@ from pretraining.corpus.files import atomic_write
 from pretraining.corpus.masking import WholeWordMasker
 from pretraining.distillation.checkpoint import save_checkpoint
 from pretraining.distillation.checks import ModelPlan
-from pretraining.distillation.distiller import Distiller, StepCallback, make_optimizer, make_scheduler
+from pretraining.distillation.distiller import Distiller, StepCallback
 from pretraining.distillation.modeling import build_student, half_dtype, load_masked_lm, prepare_models
+from pretraining.distillation.optimizer import make_optimizer, make_scheduler
 from pretraining.distillation.processes import Run
 from pretraining.utils import UserError
 
@@ -34,7 +35,9 @@ def announce(run: Run, student: BertForMaskedLM) -> None:
     if run.process.rank != 0:
         return
     args, world_size = run.args, run.process.world_size
-    print(f"student: {args.student_config}, {student.num_parameters():,} parameters; device: {run.device}; processes: {world_size}")
+    forward = f"samples per forward pass: {args.train_batch_size // run.forward_passes}{'; torch.compile' if run.compiled else ''}"
+    print(f"student: {args.student_config}, {student.num_parameters():,} parameters")
+    print(f"device: {run.device}; processes: {world_size}; {forward}")
     print(f"directory: {args.output_dir}")
     print(f"not the default: {' '.join(changed_arguments(args))}", flush=True)
     if args.do_train:
@@ -77,17 +80,15 @@ def train(
         UserError: as ``Distiller.train``, or out of GPU memory.
     """
     args, device = run.args, run.device
-    steps_done, accumulation = state["step"] if state else 0, args.gradient_accumulation_steps
+    steps_done, accumulation = state["step"] if state else 0, run.forward_passes
     if steps_done >= args.num_train_steps:
         if run.process.rank == 0:
             print(f"{Path(args.output_dir) / f'gs{steps_done}'}: all {args.num_train_steps} steps are done")
         return
     batches = make_batches(run, dataset)
     loader = make_loader(batches, range(steps_done * accumulation, args.num_train_steps * accumulation), device)
-    prepare_models(student, teacher, device=device, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
-    rank, world_size = run.process.rank, run.process.world_size
-    distiller = Distiller(args, student, teacher, plan.matches, device, rank=rank, world_size=world_size, batches=batches)
-    optimizer = make_optimizer(distiller.module, args)
+    distiller = make_distiller(run, plan, student, teacher, batches)
+    optimizer = make_optimizer(student, distiller.module.projections, args)
     scheduler = make_scheduler(optimizer, args)
     if state:
         distiller.restore(state, optimizer, scheduler)
@@ -110,10 +111,33 @@ def train(
             step_callback=step_callback,
         )
     except torch.OutOfMemoryError:
-        message = f"out of GPU memory with {batches.micro_batch_size} samples a forward; raise --gradient_accumulation_steps and resume"
+        message = (
+            f"out of GPU memory with {batches.micro_batch_size} samples per forward pass; raise --gradient_accumulation_steps and resume"
+        )
         raise UserError(message) from None
     if device.type == "cuda" and run.process.rank == 0:
         print(f"peak GPU memory: {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+
+
+def make_distiller(
+    run: Run, plan: ModelPlan, student: BertForMaskedLM, teacher: BertForMaskedLM | None, batches: TrainingBatches
+) -> Distiller:
+    """Moves the models to the device and hands them to the distiller."""
+    args = run.args
+    kernels = args.cpu_kernels and not plan.needs_attentions
+    prepare_models(student, teacher, device=run.device, half=half_dtype(args), compiled=run.compiled, cpu_kernels=kernels)
+    return Distiller(
+        args,
+        student,
+        teacher,
+        plan.matches,
+        run.device,
+        rank=run.process.rank,
+        world_size=run.process.world_size,
+        forward_passes=run.forward_passes,
+        compiled=run.compiled,
+        batches=batches,
+    )
 
 
 def make_batches(run: Run, dataset: Any) -> TrainingBatches:
@@ -124,7 +148,7 @@ def make_batches(run: Run, dataset: Any) -> TrainingBatches:
         WholeWordMasker(run.tokenizer, args.max_seq_length, args.mlm_probability, args.random_seed),
         args.random_seed,
         args.train_batch_size,
-        args.gradient_accumulation_steps,
+        run.forward_passes,
         rank=run.process.rank,
         world_size=run.process.world_size,
     )

@@ -35,13 +35,35 @@ class Step(NamedTuple):
     loss_scale: torch.Tensor
 
 
+class Window:
+    """The values of a few steps on their way from the device to pinned memory.
+
+    Args:
+        names: of the losses.
+        values: (steps, losses + 2) float; then grad_norm and loss_scale.
+    """
+
+    def __init__(self, steps: list[Step], names: list[str], values: torch.Tensor):
+        self.steps, self.names = steps, names
+        self.values = values.to("cpu", non_blocking=True)
+        self.copied = torch.cuda.Event() if values.is_cuda else None
+        if self.copied is not None:
+            self.copied.record()
+
+    def rows(self) -> list[list[float]]:
+        """The values as numbers; waits until they have arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.values.tolist()
+
+
 class TrainingLog:
     """Collects steps and writes them together: to read a loss makes the host wait for the device.
 
     Args:
         start_step: the step that the run resumes from; TensorBoard hides what an earlier process wrote after it.
         batches: names the examples of a step whose loss is not finite.
-        utilization: MFU from samples a second over all processes, or None where it is not known.
+        utilization: MFU from samples per second over all processes, or None where it is not known.
     """
 
     def __init__(
@@ -57,6 +79,7 @@ class TrainingLog:
         self.output_dir = Path(args.output_dir)
         self.batches, self.utilization = batches, utilization
         self.steps: list[Step] = []
+        self.windows: list[Window] = []
         self.last_time, self.last_step = time.perf_counter(), start_step
         if rank == 0:
             if start_step == 0:
@@ -70,11 +93,12 @@ class TrainingLog:
     def add(self, step: Step) -> None:
         self.steps.append(step)
 
-    def write(self, names: list[str], bar: tqdm) -> None:
+    def write(self, names: list[str], bar: tqdm, *, wait: bool = True) -> None:
         """Averages the collected steps over the processes, checks that they are finite, and writes them.
 
         Args:
             names: of ``Step.losses``.
+            wait: False writes the steps of the call before; the device sends the new ones while it computes.
 
         Raises:
             UserError: a loss is not finite. In float16 a step may overflow until its scale is below 1.
@@ -84,11 +108,16 @@ class TrainingLog:
             dist.all_reduce(losses)
             losses /= self.world_size
         others = torch.stack([torch.stack([step.grad_norm, step.loss_scale]) for step in self.steps])
-        rows = torch.cat([losses, others], dim=1).tolist()  # the one wait for the device
-        for step, (*values, grad_norm, loss_scale) in zip(self.steps, rows):
-            self._write_step(step, dict(zip(names, values)), grad_norm, loss_scale, bar)
-        self._show_speed(bar, loss=rows[-1][0])
+        self.windows.append(Window(self.steps, names, torch.cat([losses, others], dim=1)))
         self.steps = []
+        while len(self.windows) > (0 if wait else 1):
+            self._write_window(self.windows.pop(0), bar)
+
+    def _write_window(self, window: "Window", bar: tqdm) -> None:
+        rows = window.rows()
+        for step, (*values, grad_norm, loss_scale) in zip(window.steps, rows):
+            self._write_step(step, dict(zip(window.names, values)), grad_norm, loss_scale, bar)
+        self._show_speed(window.steps[-1], bar, loss=rows[-1][0])
 
     def _write_step(self, step: Step, losses: dict[str, float], grad_norm: float, loss_scale: float, bar: tqdm) -> None:
         scalars = {**losses, "grad_norm": grad_norm}
@@ -106,8 +135,8 @@ class TrainingLog:
         else:
             raise self._not_finite(step.number, scalars)
 
-    def _show_speed(self, bar: tqdm, loss: float) -> None:
-        last, now = self.steps[-1], time.perf_counter()
+    def _show_speed(self, last: Step, bar: tqdm, loss: float) -> None:
+        now = time.perf_counter()
         samples = (last.number - self.last_step) * self.args.train_batch_size * self.world_size
         samples_per_second = samples / (now - self.last_time)
         self.last_time, self.last_step = now, last.number
@@ -130,7 +159,8 @@ class TrainingLog:
             losses = {name: str(value) for name, value in values.items()}
             examples = {"examples": indices.tolist(), "begin_with": self.batches.beginnings(indices)}
             write_json(path, {"step": step, "losses": losses, **examples})
-        terms = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        bad = [f"{name} {value:g}" for name, value in values.items() if not np.isfinite(value)]
+        terms = ", ".join(bad[:3]) + (f", {len(bad) - 3} more" if len(bad) > 3 else "")
         first = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
         return UserError(
             f"step {step}: the loss is no longer finite ({terms}); examples {first} (all in {path}, with their first words); "

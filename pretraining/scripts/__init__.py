@@ -1,1 +1,1 @@
-"""One-off commands around the pretraining, and the helpers that they share."""
+"""Commands beside the pretraining itself: first weights, segmenter, comparison, report, export, demo."""

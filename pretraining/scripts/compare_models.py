@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.corpus.files import atomic_write, require_file
-from pretraining.scripts.arguments import NamedPaths, output_directory
-from pretraining.scripts.published_models import STUDENT_CONFIGS
-from pretraining.scripts.tables import save_figure
-from pretraining.utils import ArgumentParser, UserError, positive_int, run_script
+from pretraining.reporting.published_models import STUDENT_CONFIGS
+from pretraining.reporting.tables import save_figure
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, positive_int, run_script
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +31,9 @@ def main(argv: list[str] | None = None) -> None:
     # torch, transformers and matplotlib take four seconds to import; --help and the refusals above do not wait for them.
     from transformers import BertModel
 
-    from pretraining.scripts.model_sizes import published_configs, read_configs, size_table
-    from pretraining.scripts.model_speed import batch_sizes, how_measured, measure_speeds, speed_table
-    from pretraining.scripts.plots import bar_chart
+    from pretraining.reporting.model_sizes import published_configs, read_configs, size_table
+    from pretraining.reporting.model_speed import batch_sizes, how_measured, measure_speeds, speed_table
+    from pretraining.reporting.plots import bar_chart
 
     configs = read_configs(config_files) if args.models else published_configs()
     check_positions(configs, max(args.sequence_lengths))
@@ -60,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="model directories or config JSONs; the first is what the others are compared with",
     )
     parser.add_argument("--output_dir", type=output_directory, help="write model_comparison.md and model_comparison.png here")
-    parser.add_argument("--sequence_lengths", type=positive_int, nargs="+", default=[128, 512], help="tokens a row of the timed input")
+    parser.add_argument("--sequence_lengths", type=positive_int, nargs="+", default=[128, 512], help="tokens per row of the timed input")
     parser.add_argument("--batch_size", type=positive_int, help="rows of the timed input; default: 4 on the CPU, 64 on a GPU")
     parser.add_argument("--rounds", type=positive_int, default=7, help="timed turns of each model")
     return parser.parse_args(argv)

@@ -14,7 +14,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from pretraining.corpus.files import atomic_directory
+from pretraining.corpus.files import atomic_directory, disk_full_as_user_error
 from pretraining.corpus.tokenizer import load_tokenizer, save_tokenizer
 from pretraining.utils import ArgumentParser, UserError, run_script
 
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(model_dir)
 
     # torch and transformers take four seconds to import; --help and the refusals above do not wait for them.
-    from pretraining.scripts.onnx_check import check_difference, difference, how_measured, result_table, time_runtimes
-    from pretraining.scripts.onnx_export import INPUTS, export_onnx, load_for_export, quantise
+    from pretraining.exporting.onnx_check import check_difference, difference, how_measured, result_table, time_runtimes
+    from pretraining.exporting.onnx_export import INPUTS, export_onnx, load_for_export, quantise
 
     module = load_for_export(model_dir)
     names = {"float32": "model.onnx"}
@@ -48,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
         module.model.set_attn_implementation("sdpa")  # the exported model is compared with PyTorch as it usually runs
         differences = {kind: difference(module, partial / name, tokenizer) for kind, name in names.items()}
         check_difference(differences["float32"], model_dir)
-        module.model.config.save_pretrained(str(partial))
-        save_tokenizer(tokenizer, partial)
+        with disk_full_as_user_error(output_dir):
+            module.model.config.save_pretrained(str(partial))
+            save_tokenizer(tokenizer, partial)
 
     files = {kind: output_dir / name for kind, name in names.items()}
     seconds = time_runtimes(module, files, tokenizer)

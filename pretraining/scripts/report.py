@@ -1,20 +1,20 @@
 """Reports on distilled models: sizes, masked-LM quality and speed, fills of [MASK], and the losses of their training; the demo ends with it.
 
-    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \
+    python scripts/report.py --models RoBERTa=./pretrained_model_path/RoBERTa MiniRBT=./saves/minirbt_h256/gs100000 \\
         --runs MiniRBT=./saves/minirbt_h256 --output_dir ./saves/report
 
 The report compares the other models with the first one, and it is about the last one. Writes report.md and a figure for each run.
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretraining.corpus.files import TextAndRefs, atomic_write, read_data_json, require_file
 from pretraining.corpus.tokenizer import load_tokenizer
-from pretraining.scripts.arguments import NamedPaths, output_directory
-from pretraining.scripts.tables import save_figure
-from pretraining.utils import ArgumentParser, UserError, run_script, sequence_length
+from pretraining.reporting.tables import save_figure
+from pretraining.utils import ArgumentParser, NamedPaths, UserError, output_directory, run_script, sequence_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,18 +27,19 @@ ROUNDS = 5
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_runs(args.runs)
+    check_figure_names(list(args.runs))
     dev_files = read_dev_files(args.data_files_json)
     tokenizer = load_shared_tokenizer(list(args.models.values()))
     check_sentences(args.sentences, tokenizer, args.max_seq_length)
 
     # torch, transformers, datasets and matplotlib take four seconds to import; --help and the refusals above do not wait for them.
     from pretraining.corpus.shards import ShardSpec, load_shards
-    from pretraining.scripts.model_quality import evaluate_models, fill_table, how_evaluated, load_models, model_table
-    from pretraining.scripts.model_speed import batch_sizes, how_measured, measure_speeds
-    from pretraining.scripts.plots import read_curves, training_figure
+    from pretraining.reporting.model_quality import evaluate_models, fill_table, how_evaluated, load_for_evaluation, model_table
+    from pretraining.reporting.model_speed import batch_sizes, how_measured, measure_speeds
+    from pretraining.reporting.plots import read_curves, training_figure
 
     curves = {name: read_curves(run) for name, run in args.runs.items()}
-    models = load_models(args.models, args.max_seq_length)
+    models = load_for_evaluation(args.models, args.max_seq_length)
     dataset = load_shards(dev_files, ShardSpec(args.data_cache_dir, args.max_seq_length, tokenizer), fill_last_row=False)
 
     rows = batch_sizes()
@@ -61,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data_files_json", default="./jsons/data.json", help="the models are evaluated on its dev files")
     parser.add_argument("--data_cache_dir", default="./dataset/shards", help="where the tokenised shards are kept")
-    parser.add_argument("--max_seq_length", type=sequence_length, default=512, help="tokens a sample, [CLS] and [SEP] included")
+    parser.add_argument("--max_seq_length", type=sequence_length, default=512, help="tokens per sample, [CLS] and [SEP] included")
     parser.add_argument("--sentences", nargs="+", default=SENTENCES, help="each with one [MASK] for the models to fill")
     parser.add_argument("--output_dir", type=output_directory, required=True)
     return parser.parse_args(argv)
@@ -110,13 +111,26 @@ def check_sentences(sentences: list[str], tokenizer: "BertTokenizer", max_seq_le
 # ---------------------------------------------------------------- the report
 
 
+def plain_name(name: str) -> str:
+    """A name for files and links: no spaces and brackets."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
+
+
+def check_figure_names(names: list[str]) -> None:
+    """Refuses two runs whose figures would be one file."""
+    for name in names:
+        same = [other for other in names if other != name and plain_name(other) == plain_name(name)]
+        if same:
+            raise UserError(f"--runs {name}=…: {same[0]} would have the same file, training_{plain_name(name)}.png; choose another name")
+
+
 def write(args: argparse.Namespace, results: str, fills: str, figures: "dict[str, Figure]") -> None:
     """Writes report.md and the figure of each run to --output_dir."""
     training = ""
     for name, figure in figures.items():
-        file_name = f"training_{name}.png"
+        file_name = f"training_{plain_name(name)}.png"
         save_figure(figure, args.output_dir / file_name)
-        training += f"\n{name} (`{args.runs[name]}`)\n\n![Losses and learning rate of {name}](<{file_name}>)\n"
+        training += f"\n{name} (`{args.runs[name]}`)\n\n![Losses and learning rate of {name}]({file_name})\n"
     directories = "".join(f"- {name}: `{directory}`\n" for name, directory in args.models.items())
     with atomic_write(args.output_dir / "report.md") as file:
         file.write(f"# {list(args.models)[-1]}: report\n\n## Models\n\n{results}\n\n## Fills\n\n{fills}\n")

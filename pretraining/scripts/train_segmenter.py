@@ -1,6 +1,6 @@
 """Hand-segmented sentences -> an LTP legacy word segmenter, for run_chinese_ref.py when there is no LTP model.
 
-    python scripts/train_segmenter.py --train ./dataset/segmented/segmented.txt --dev ./dataset/segmented/segmented_dev.txt \
+    python scripts/train_segmenter.py --train ./dataset/segmented/segmented.txt --dev ./dataset/segmented/segmented_dev.txt \\
         --output_dir ./pretrained_model_path/ltp
 
 Each line of the files is a sentence; white space separates its words. Training again gives a model that finds the same words, but its
@@ -9,6 +9,7 @@ file has other bytes, because LTP writes the weights in random order.
 
 import argparse
 import json
+import re
 import tempfile
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from pretraining.corpus.files import atomic_write, read_json, read_lines, requir
 from pretraining.utils import ArgumentParser, UserError, run_script
 
 EPOCHS = 10
+LONGEST_MEAN_WORD = 4.0  # Chinese characters per word; hand-segmented text has fewer than 2
 WEIGHTS = "cws_model.bin"
 CONFIG = {"nerual": False, "tasks": {"cws": WEIGHTS}}  # LTP's spelling
 
@@ -44,10 +46,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def read_sentences(path: str) -> list[list[str]]:
     """Reads segmented sentences as lists of words; skips blank lines."""
-    require_file(path, "segmented sentences, one a line")
+    require_file(path, "segmented sentences, one per line")
     sentences = [line.split() for line in read_lines(path) if line.strip()]
     if not any(len(sentence) > 1 for sentence in sentences):
         raise UserError(f"{path}: no line with two words in it; write one sentence per line with spaces between its words")
+    chinese = [len(run) for sentence in sentences for word in sentence for run in re.findall("[\u4e00-\u9fff]+", word)]
+    if chinese and sum(chinese) / len(chinese) > LONGEST_MEAN_WORD:
+        raise UserError(
+            f"{path}: {sum(chinese) / len(chinese):.1f} Chinese characters per word; are its words separated? Write spaces between all words"
+        )
     return sentences
 
 

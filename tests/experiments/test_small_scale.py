@@ -15,7 +15,7 @@ import pytest
 
 from experiments.small_scale import configs, history, prepare
 from experiments.small_scale.measured import TRAINED
-from experiments.small_scale.runner import Job, JobFailed, Runner, Stage
+from experiments.small_scale.runner import Job, JobFailed, JobStage, Runner
 from experiments.small_scale.settings import SETTINGS_FILE, Shape, read_noted_settings, read_settings
 from pretraining import config
 from pretraining.corpus.files import read_lines
@@ -253,7 +253,7 @@ def test_jobs_run_side_by_side_up_to_the_number_of_their_stage(runner, tmp_path)
     """Each job notes how many run with it; a blocking one runs alone."""
     script = "echo >running-$0; ls running-* | wc -l >count-$0; sleep 1; rm running-$0"
     jobs = [Job(f"{n}", ["sh", "-c", script, f"{n}"], blocking=n == 0) for n in range(4)]
-    runner.run([Stage("s", 2, jobs)], ["true"])
+    runner.run([JobStage("s", 2, jobs)], ["true"])
     assert int((tmp_path / "count-0").read_text()) == 1
     assert max(int((tmp_path / f"count-{n}").read_text()) for n in range(4)) == 2
     assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["0", "1", "2", "3"]
@@ -262,7 +262,7 @@ def test_jobs_run_side_by_side_up_to_the_number_of_their_stage(runner, tmp_path)
 @pytest.mark.parametrize("script, status, last_line", [("echo a; echo b; kill -9 $$", 137, "b"), ("exit 3", 3, "no output")])
 def test_the_status_of_a_failed_job_is_that_of_a_shell(script, status, last_line, runner):
     with pytest.raises(JobFailed, match=rf"^job ended with status {status}: {last_line} \(log: ") as failed:
-        runner.run([Stage("s", 1, [Job("job", ["sh", "-c", script])])], ["true"])
+        runner.run([JobStage("s", 1, [Job("job", ["sh", "-c", script])])], ["true"])
     assert failed.value.status == status
 
 
@@ -295,7 +295,7 @@ def test_the_gpu_scale_starts_every_run_with_valid_arguments(stubbed, tmp_path):
     assert {tokens[name] for name in students} == {49_152_000} and tokens["shallow"] + tokens["teacher"] == 504_627_200
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_the_jobs(number, status, stubbed, tmp_path):
     for name in ("wait-ta-1", "wait-ta-2"):
         (tmp_path / name).touch()

@@ -8,7 +8,7 @@ import pytest
 from experiments.small_scale import history, intervals, tables
 from experiments.small_scale.measured import TRAINED, Experiment, read_curve, steps_per_second
 from experiments.small_scale.settings import TaskSample, read_settings
-from pretraining.scripts.scalars import Scalars
+from pretraining.reporting.scalars import Scalars
 from pretraining.utils import UserError
 
 # ---------------------------------------------------------------- intervals

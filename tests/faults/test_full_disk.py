@@ -1,6 +1,5 @@
 """A full disk: one line, status 2, what was written before stays whole, and the rerun with space ends as if nothing had happened."""
 
-import resource
 import shutil
 import subprocess
 import sys
@@ -9,49 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests import tiny, workplace
+from tests.faults.disks import CannotMountError, FileSizeLimit, Tmpfs
 from tests.workplace import command_line, entries
 
-REFS, SHARDS, TRAIN, *_ = workplace.ARGUMENTS
-DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run"}
-
-
-class Tmpfs:
-    """A small file system of its own."""
-
-    def __init__(self, place: Path, kilobytes: int):
-        self.place = place
-        place.mkdir()
-        self._mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place))
-
-    def _mount(self, *arguments: str) -> None:
-        done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
-
-    def prepare(self) -> None:
-        """For the process that is to meet the full disk."""
-
-    def make_space(self) -> None:
-        self._mount("-o", "remount,size=100m", str(self.place))
-
-    def close(self) -> None:
-        subprocess.run(["umount", str(self.place)], check=True)
-
-
-class FileSizeLimit:
-    """The system refuses to let a file grow beyond a size, which programs see as they see a full disk."""
-
-    def __init__(self, place: Path, kilobytes: int):
-        self.bytes = kilobytes << 10
-
-    def prepare(self) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (self.bytes, self.bytes))
-
-    def make_space(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+REFS, SHARDS, TRAIN, INIT, *_ = workplace.ARGUMENTS
+DIRECTORIES = {REFS: "references", SHARDS: "shards", TRAIN: "run", INIT: "init"}
 
 
 @pytest.fixture
@@ -60,9 +21,10 @@ def full(request, work):
     made = []
 
     def make(kind, script: str, kilobytes: int):
-        if shutil.which("mount") is None and kind is Tmpfs:
-            pytest.skip("no mount here")
-        made.append(kind(work / DIRECTORIES[script], kilobytes))
+        try:
+            made.append(kind(work / DIRECTORIES[script], kilobytes))
+        except CannotMountError as error:
+            pytest.skip(str(error))
         return made[-1]
 
     yield make
@@ -135,7 +97,7 @@ def test_while_writing_a_shard(kind, full, long_texts, capfd):
     ended = run_in_space(SHARDS, disk, work)
     assert_one_line(ended, "shards/b")
     whole = entries(work / "shards")
-    assert {name for name in whole if not name.startswith(".known")} == {".a.lock", "a", "a/data.arrow", "a/shard.json"}
+    assert {name for name in whole if not name.startswith(".known")} == {"a", "a/data.arrow", "a/shard.json"}
 
     disk.make_space()
     assert workplace.run_here(SHARDS, command_line(SHARDS), work, capfd).status == 0
@@ -152,7 +114,7 @@ def test_while_writing_a_shard(kind, full, long_texts, capfd):
     [
         (Tmpfs, 260, "run/gs4: ", ["gs2"]),
         (FileSizeLimit, 60, "run/gs2: ", []),
-        (Tmpfs, 4, "run: the TensorBoard scalars", []),
+        (Tmpfs, 8, "run: the TensorBoard scalars", []),
     ],
     ids=["a full file system", "a limit on files", "no space for the scalars"],
 )
@@ -162,7 +124,7 @@ def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
     ended = run_in_space(TRAIN, disk, work, **changes)
     assert_one_line(ended, what, finished=1)  # the bar of the shards
     assert sorted(path.name for path in (work / "run").glob("gs*")) == kept
-    assert not list((work / "run").glob(".*"))
+    assert [path.name for path in (work / "run").glob(".*")] == [".lock"]
 
     disk.make_space()
     assert workplace.run_here(TRAIN, command_line(TRAIN, **changes), work, capfd).status == 0
@@ -170,3 +132,14 @@ def test_while_training(kind, kilobytes, what, kept, full, work, capfd):
     weights = "gs6/model.safetensors"
     assert (work / "run" / weights).read_bytes() == (work / "undisturbed" / weights).read_bytes()
     assert tiny.scalars(work / "run") == tiny.scalars(work / "undisturbed")
+
+
+@pytest.mark.slow
+def test_while_writing_first_weights(full, work, capfd):
+    disk = full(FileSizeLimit, INIT, 16)
+    assert_one_line(run_in_space(INIT, disk, work), "init: ")
+    assert not list(work.glob("*init"))
+
+    assert workplace.run_here(INIT, command_line(INIT), work, capfd).status == 0
+    assert workplace.run_here(INIT, command_line(INIT, dump_checkpoint="undisturbed"), work, capfd).status == 0
+    assert tiny.snapshot(work / "init") == tiny.snapshot(work / "undisturbed")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetuning import training
 from tests import tiny
 from tests.finetuning.helpers import arguments, run_main, write_task
 
@@ -18,6 +19,12 @@ def world(tmp_path_factory) -> Path:
         tokenizer = tiny.write_vocabulary(directory / name)
         tiny.model(tiny.config(len(tokenizer), *shape), seed=3).save_pretrained(str(directory / name))
     return directory
+
+
+@pytest.fixture
+def no_tokenising(monkeypatch):
+    """The test fails if the data is tokenised."""
+    monkeypatch.setattr(training, "make_features", lambda *_, **__: pytest.fail("must not tokenise"))
 
 
 @pytest.fixture(scope="session")

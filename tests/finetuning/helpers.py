@@ -57,7 +57,7 @@ def arguments(world: Path, task: str, output_dir: Path, *more, model: str = "stu
         "learning_rate": 1e-2,
         "per_device_train_batch_size": 8,
     }
-    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + [str(part) for part in more]
+    return [str(part) for name, value in given.items() for part in (f"--{name}", value)] + ["--allow_other_size", *map(str, more)]
 
 
 def run_main(*given: str) -> None:

@@ -90,11 +90,13 @@ def test_a_killed_distillation_resumes_with_its_projections(world, undisturbed, 
     assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_an_unfit_teacher_is_refused(world, undisturbed, tmp_path):
+def test_an_unfit_teacher_is_refused(world, undisturbed, tmp_path, no_tokenising):
     out = tmp_path / "out"
     given = arguments(world, "chnsenticorp", out, "--num_train_epochs", 1, "--seeds", 1, "--teacher")
     with pytest.raises(UserError, match="the weights of the teacher lack .*; give a model fine-tuned on chnsenticorp"):
         run_main(*given, str(world / "teacher"))
+    with pytest.raises(UserError, match="the weights of the teacher lack .*; give a model fine-tuned on chnsenticorp"):
+        run_main(*given, str(undisturbed["cmrc2018"] / "model"))
     other = tmp_path / "other"
     tokenizer = tiny.write_vocabulary(other, extra=["新"])
     tiny.model(tiny.config(len(tokenizer), 2, 16, 2), seed=1).save_pretrained(str(other))

@@ -1,6 +1,5 @@
 """The command: results, predictions and model; settings; wrong arguments."""
 
-import json
 import re
 import subprocess
 import sys
@@ -47,13 +46,34 @@ def test_a_run_writes_results_predictions_and_model(world, tmp_path, monkeypatch
 
 
 def test_default_learning_rates_are_the_published_ones(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "fine_tune", lambda *_: pytest.fail("must not train"))
+    used = []
+
+    def fine_tune(recipe, *_):
+        used.append(recipe.learning_rate)
+        pytest.fail("must not train")
+
+    monkeypatch.setattr(training, "fine_tune", fine_tune)
     given = [part for part in arguments(world, "cmrc2018", tmp_path / "out") if part not in ("--learning_rate", "0.01")]
     with pytest.raises(pytest.fail.Exception):
         run_main(*given)
-    assert json.loads((tmp_path / "out" / "settings.json").read_text())["learning_rate"] == 1e-4
+    assert used == [1e-4]
     published = [(task.learning_rate_roberta, task.learning_rate_small) for task in TASKS.values()]
     assert published == [(3e-5, 1e-4), (3e-5, 1e-4), (2e-5, 5e-5), (2e-5, 1e-4), (3e-5, 1e-4), (2e-5, 1e-4), (2e-5, 1e-4)]
+
+
+def test_a_file_that_is_shorter_than_the_official_one_is_refused(world, tmp_path, monkeypatch):
+    """As after a download that was cut off between two rows."""
+    monkeypatch.setattr(training, "make_recipe", lambda *_: pytest.fail("was accepted"))
+    given = [part for part in arguments(world, "chnsenticorp", tmp_path / "out") if part != "--allow_other_size"]
+    short = "has 48 examples, the official {} set of chnsenticorp has {}; if the file was not cut off, give --allow_other_size"
+    with pytest.raises(UserError, match=re.escape(f"{world}/chnsenticorp/train.tsv: {short.format('train', 9600)}")):
+        run_main(*given)
+    with pytest.raises(UserError, match=re.escape(f"{world}/chnsenticorp/dev.tsv: {short.format('dev', 1200)}")):
+        run_main(*given, "--max_train_samples", 48)
+    assert not (tmp_path / "out").exists()
+    for more in (["--max_train_samples", 48, "--max_eval_samples", 8], ["--allow_other_size"]):
+        with pytest.raises(pytest.fail.Exception, match="was accepted"):
+            run_main(*given, *more)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +127,7 @@ def test_a_refusal_imports_no_large_library(world, tmp_path):
     given = arguments(world, "chnsenticorp", tmp_path / "out", "--model_name_or_path", tmp_path)
     ended = subprocess.run([sys.executable, "-c", LIGHT, *given], capture_output=True, text=True, check=True)
     error, imported = ended.stdout.splitlines()[-2:]
-    assert error == f"{tmp_path}/vocab.txt: no such file (the BERT vocabulary, one token a line)" and imported == "[]"
+    assert error == f"{tmp_path}/vocab.txt: no such file (the BERT vocabulary, one token per line)" and imported == "[]"
 
 
 def test_the_command_ends_with_one_line_and_status_2(world, tmp_path):

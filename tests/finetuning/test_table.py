@@ -1,9 +1,12 @@
 """The published tables with measured rows."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from finetuning import chart, table
 from finetuning.tasks import TASKS
@@ -110,5 +113,72 @@ def test_a_wrong_results_file_is_named(tmp_path, name, message):
 
 def test_two_results_for_one_cell_are_refused(tmp_path):
     paths = [write_results(tmp_path / f"{n}.json", "bq", "m", {"accuracy_mean": 50.0}) for n in (1, 2)]
-    with pytest.raises(UserError, match="m has two results for bq; name the models apart with NAME="):
+    first, second = map(re.escape, paths)
+    with pytest.raises(UserError, match=f"{second}: {first} has results of m for bq too; name the models apart with NAME={second}"):
         table.read_results(paths)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("task", ["bq"]),
+        ("task", "sst2"),
+        ("model", 3),
+        ("metrics", []),
+        ("metrics", ["f1", "em"]),
+        ("best", {}),
+        ("best", None),
+        ("best", {"accuracy_mean": None}),
+        ("best", {"accuracy_mean": float("nan")}),
+        ("by_epochs", []),
+        ("by_epochs", {}),
+        ("by_epochs", [3]),
+        ("by_epochs", [{"num_train_epochs": 2, "seeds": []}]),
+        ("by_epochs", [{"num_train_epochs": "2", "seeds": [1]}]),
+        ("settings", {}),
+        ("settings", []),
+    ],
+)
+def test_a_results_file_without_figures_is_one_line(tmp_path, field, value):
+    path = write_results(tmp_path / "r.json", "bq", "m", {"accuracy_mean": 50.0})
+    content = json.loads((tmp_path / "r.json").read_text())
+    (tmp_path / "r.json").write_text(json.dumps({**content, field: value}))
+    with pytest.raises(UserError, match=f"r.json: is not a results.json of run.py, '{field}' is missing or not as run.py writes it"):
+        table.main([path, "--output_dir", str(tmp_path / "tables")])
+    assert not (tmp_path / "tables").exists()
+
+
+def test_results_of_one_model_are_named_by_their_directories_or_by_a_pattern(tmp_path, capsys, monkeypatch):
+    """results/mini and results/mini-kd are of one model, fine-tuned without and with a teacher."""
+    monkeypatch.chdir(tmp_path)
+    for directory, accuracy in (("mini", 50.0), ("mini-kd", 51.0)):
+        for task in ("bq", "lcqmc"):
+            write_results(Path("results", directory, task, "results.json"), task, "saves/mini/gs9", {"accuracy_mean": accuracy})
+    write_results(Path("results/other/bq/results.json"), "bq", "saves/other/gs9", {"accuracy_mean": 52.0})
+
+    def rows(*arguments: str) -> list[str]:
+        table.main([*arguments, "--output_dir", "tables"])
+        return [line.split(" |")[0] for line in capsys.readouterr().out.split("###")[1].splitlines() if "| measured |" in line]
+
+    paths = [str(path) for path in sorted(Path("results").glob("*/*/results.json"))]
+    assert rows(*paths) == ["| mini", "| mini-kd", "| other"]
+    assert rows("results/mini/bq", "results/mini-kd/bq", "--teacher", "mini-kd") == ["| mini", "| mini-kd"]
+    assert rows("plain=results/mini/*/results.json", "kd=results/mini-kd/*/results.json") == ["| plain", "| kd"]
+    with pytest.raises(UserError, match=r"^x=results/none/\*/results.json: no file has a name like that$"):
+        rows("x=results/none/*/results.json")
+
+
+def axes_of(rows: list[table.Row]) -> Axes:
+    axes = Figure().subplots()
+    chart.draw_panel(axes, table.Table("absolute", "Results", ("cmrc2018", "bq"), rows), {"m": "C0"})
+    return axes
+
+
+def test_the_chart_has_both_metrics_and_says_where_its_axis_begins():
+    axes = axes_of([table.Row("m", "measured", {"cmrc2018": "80.00/61.50", "bq": "70.00"})])
+    assert [bar.get_height() for bar in axes.patches] == [80.0, 70.0]
+    assert [segment[0][1] for lines in axes.collections for segment in lines.get_segments()] == [61.5]
+    assert axes.get_xticklabels()[0].get_text().endswith("bar: F1, line: EM")
+    assert axes.get_ylim()[0] == 51.5 and axes.get_ylabel() == "percent (the axis does not begin at 0)"
+    axes = axes_of([table.Row("m", "measured", {"cmrc2018": "80.00/3.00", "bq": "70.00"})])
+    assert axes.get_ylim()[0] == 0 and axes.get_ylabel() == "percent"

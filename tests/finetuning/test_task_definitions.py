@@ -65,3 +65,11 @@ def test_an_error_names_the_file_and_the_field(tmp_path, changes, message):
     path = change(tmp_path, **changes)
     with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
         read_task(path)
+
+
+def test_two_tasks_at_one_position_are_refused(tmp_path):
+    shutil.copytree(TASKS_DIR, tmp_path / "tasks")
+    change(tmp_path, name="afqmc").rename(tmp_path / "tasks" / "afqmc.json")
+    message = f"{tmp_path}/tasks/ocnli.json: 'position' is 3, as in {tmp_path}/tasks/afqmc.json; give each task its own"
+    with pytest.raises(UserError, match=re.escape(message)):
+        list(TaskFiles(tmp_path / "tasks"))

@@ -83,6 +83,13 @@ LABELS = jsonl({"label": "100"}, {"label": "101"})
             r"train.json:1: label '9' is none of 100, 101$",
         ),
         ("tnews", {"labels.json": LABELS, "train.json": jsonl({"label": "100", "sentence": 3})}, r"train.json:1: sentence must be text$"),
+        (
+            "tnews",
+            {"labels.json": LABELS, "train.json": '{"label": "100", "sentence": "\\ud800"}'},
+            r"train.json:1: sentence must be text$",
+        ),
+        ("ocnli", {"train.json": "[" * 100_000}, r"train.json:1: not valid JSON that can be read; write one JSON object a line$"),
+        ("ocnli", {"train.json": "9" * 5000}, r"train.json:1: not valid JSON that can be read; write one JSON object a line$"),
         ("lcqmc", {"train.txt": "甲\t乙\t1\n甲\t乙\n"}, r"train.txt:2: 2 columns instead of 3 \(text_a, text_b, label\)$"),
         ("lcqmc", {"train.txt": "甲\t乙\t1\n甲\t乙\t2\n"}, r"train.txt:2: label '2' is none of 0, 1$"),
         ("lcqmc", {"train.txt": "甲\t乙\t1\n".encode() + b"\xff\t\xfe\t1\n"}, r"train.txt:2: not valid UTF-8"),
@@ -96,6 +103,9 @@ LABELS = jsonl({"label": "100"}, {"label": "101"})
             r"train.json: data\[0\].paragraphs\[1\].qas\[0\]: the id 'q0' is a duplicate$",
         ),
         ("cmrc2018", {"train.json": '{"version": 1}'}, r"train.json: data: not as in a SQuAD-style file"),
+        ("cmrc2018", {"train.json": squad(("甲", "\\ud800", ["甲"], 0)).replace("\\\\", "\\")}, r"qas\[0\]: not as in a SQuAD-style"),
+        ("cmrc2018", {"train.json": squad(("甲", "?", ["甲"], None))}, r"qas\[0\]: not as in a SQuAD-style"),
+        ("cmrc2018", {"train.json": squad(("甲", "?", ["甲"], "0"))}, r"qas\[0\]: not as in a SQuAD-style"),
     ],
 )
 def test_an_error_names_the_file_and_the_line(tmp_path, name, files, message):
@@ -108,3 +118,18 @@ def test_an_unofficial_size_has_a_note(tmp_path):
     task = TASKS["bq"]
     assert tasks.size_line(task, "dev", tmp_path, [0] * 10000) == f"bq dev: 10000 examples ({tmp_path})"
     assert tasks.size_line(task, "dev", tmp_path, [0] * 9) == f"bq dev: 9 examples ({tmp_path}; the official dev set has 10000)"
+
+
+@pytest.mark.parametrize("missing", ["train", "dev", "test"])
+def test_the_command_refuses_a_directory_without_train_or_dev_file(tmp_path, missing, capsys):
+    for split in {"train", "dev", "test"} - {missing}:
+        (tmp_path / f"{split}.txt").write_text("甲\t乙\t1\n")
+    given = ["--task", "lcqmc", "--data_dir", str(tmp_path)]
+    message = f"{tmp_path}: no {missing} file of lcqmc; put {missing}.txt or {missing}.tsv there"
+    if missing == "test":
+        tasks.main(given)
+        printed = capsys.readouterr().out
+        assert message in printed and "lcqmc dev: 1 examples" in printed
+    else:
+        with pytest.raises(UserError, match=re.escape(message)):
+            tasks.main(given)

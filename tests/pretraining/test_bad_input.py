@@ -445,7 +445,7 @@ TRAINING = [
     Case("a truth value that is none", "--do_train & maybe", changes={"do_train": "maybe"}),
     Case("an unknown schedule", "--official_schedule & cosine", changes={"official_schedule": "cosine"}),
     Case("a batch that is not divisible", "--train_batch_size 4 & --gradient_accumulation_steps 3", changes={"gradient_accumulation_steps": 3}),
-    Case("checkpoints rarer than the steps", "--ckpt_steps 5 & --num_train_steps 4", changes={"ckpt_steps": 5}),
+    Case("an output directory in /proc", "--output_dir /proc/run: cannot be written, /proc", changes={"output_dir": "/proc/run"}),
     Case("both precisions", "--fp16 & --bf16", changes={"fp16": "true", "bf16": "true"}),
     Case("fp16 without CUDA", "--fp16 & CUDA", changes={"fp16": "true"}),
     Case("nothing to do", "--do_train & --do_eval", changes={"do_train": None}),
@@ -620,6 +620,8 @@ def test_refused_in_a_process_of_its_own(script, name, work):
 
 # ---------------------------------------------------------------- distill.sh
 
+NO_ASSISTANT = {"ta_config": "", "ta_layers": "", "ta_matches": ""}
+WIDE = {"ta_matches": "L2h64_L4h32_hidden_mse", "student_matches": "L2h16_L2h64_hidden_mse"}
 RECIPES = [
     Case("an unknown recipe", "distill.sh: h312: no such recipe & h288", more=("h312",)),
     Case("two recipes", "distill.sh: h288: h256 is given too", more=("h256", "h288")),
@@ -639,17 +641,26 @@ RECIPES = [
     Case("a machine that is not counted", "node_rank=1 & nnodes=1", changes={"node_rank": "1"}),
     Case("a negative machine", "node_rank=-1", changes={"node_rank": "-1"}),
     Case("an unknown precision", "precision=int8", changes={"precision": "int8"}),
-    Case("compile neither yes nor no", "compile=1", changes={"compile": "1"}),
+    Case("compile none of its words", "compile=1", changes={"compile": "1"}),
     Case("no such python", "python=no_such_python", changes={"python": "no_such_python"}),
-    # ---- these reach train.py's checks
-    Case("a learning rate in words", "--learning_rate fast: must be a number above 0", changes={"lr": "fast"}),
+    Case("a port beyond the last", "master_port=65536", changes={"master_port": "65536"}),
+    Case("a learning rate in words", "lr=fast: must be a number above 0", changes={"lr": "fast"}),
+    Case("a mistake in the second stage's matches", "student_matches=L6_hiden_mse & L6_hidden_mse", changes={"student_matches": "L6_hiden_mse"}),
+    Case("matches for a recipe without a teacher", "student_matches=L2h16_L2h32_hidden_mse: recipe rbt3", changes=NO_ASSISTANT, more=("rbt3",)),
+    # ---- these reach the checks of the commands
     Case("no teacher", "nowhere: no such directory", changes={"teacher": "nowhere"}),
-    Case("a mistake in the second stage's matches", "--matches L6_hiden_mse & L6_hidden_mse", changes={"student_matches": "L6_hiden_mse"}),
+    Case("runs where nothing can be made", "--output_dir /proc/runs/rbt6_kd: cannot be written, /proc", changes={"saves": "/proc/runs"}),
     Case("a layer that the teacher has not", "--layers 9", changes={"ta_layers": "0 9"}),
+    Case("fewer layers than the assistant has", "--layers 0: ./assistant.json has 2 layers & ta_layers", changes={"ta_layers": "0"}),
+    Case("an assistant wider than the teacher's layers", "assistant.json: hidden_size is 64 & 32", change_json("assistant.json", hidden_size=64), WIDE),
 ]  # fmt: skip
 
 
-SLOW = ("a mistake in the second stage's matches", "a layer that the teacher has not")  # they start train.py
+SLOW = (
+    "a layer that the teacher has not",
+    "fewer layers than the assistant has",
+    "an assistant wider than the teacher's layers",
+)  # train.py
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in SLOW)) for case in RECIPES])
@@ -692,7 +703,7 @@ def test_references_that_do_not_fit_leave_the_shards_before_them(work, capfd):
     change_line("b.refs", 2, "[2, 300]")(work)
     ended = run_here(SHARDS, command_line(SHARDS), work, capfd)
     assert ended.status == 2 and ended.err.split("\n")[0].startswith("error: b.refs:2: position 300 lies outside")
-    assert sorted(path.name for path in (work / "shards").iterdir()) == [".a.lock", "a"]
+    assert sorted(path.name for path in (work / "shards").iterdir()) == [".a.lock", ".b.lock", "a"]
     assert {path.name for path in (work / "shards/a").iterdir()} == {"data.arrow", "shard.json"}
 
 
@@ -705,3 +716,9 @@ def test_a_place_made_by_the_script_itself_is_replaced_or_kept(work, capfd):
     assert "layers [1]" in run_here(TA, command_line(TA, layers=["1"]), work, capfd).out
     (work / "init" / "model.safetensors").write_bytes(b"damaged")
     assert "layers [1]" in run_here(TA, command_line(TA, layers=["1"]), work, capfd).out
+
+
+def test_fewer_steps_than_ckpt_steps_give_one_checkpoint(work, capfd):
+    """The default of --ckpt_steps is for long runs; a trial run need not set it."""
+    assert run_here(TRAIN, command_line(TRAIN, ckpt_steps=5, num_train_steps=2), work, capfd).status == 0
+    assert [path.name for path in (work / "run").glob("gs*")] == ["gs2"]

@@ -98,7 +98,7 @@ def test_own_sizes_need_no_entry():
         ("L6_hidden_mse", bert(6, 256, 8), bert(12, 768), "has no projection, but the hidden sizes differ (student 256, teacher 768)"),
         ("L3_attention_mse", bert(3, 256, 8), bert(12, 768), "the student has 8 and the teacher 12"),
         ("L4_attention_ce", bert(4, 256, 8), bert(12, 768), "the student has 8 and the teacher 12"),
-        ("L6h256_rbt6_hiden_mse", bert(6, 256, 8), bert(6, 768), "the nearest name is L6h256_rbt6_hidden_mse"),
+        ("L6h256_rbt6_hiden_mse", bert(6, 256, 8), bert(6, 768), "the nearest is L6h256_rbt6_hidden_mse"),
         ("?", bert(6, 256, 8), bert(6, 768), "no such mapping"),
         ("L4h256_L6h768_hidden_mse", bert(4, 256, 8), bert(6, 768), "cannot be spaced evenly"),
         ("L0h256_L6h768_hidden_mse", bert(4, 256, 8), bert(6, 768), "cannot be spaced evenly"),

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import warnings
 
+import pytest
 import torch
 from transformers import BertConfig, BertForPreTraining
 
@@ -34,10 +36,20 @@ def test_a_run_prints_what_is_not_the_default_and_keeps_all(work):
     assert ended.status == 0, ended.err
     lines = [line for line in ended.out.splitlines() if line and not line.startswith("checkpoint: ")]
     assert lines == [
-        "student: student.json, 7,625 parameters; device: cpu; processes: 1",
+        "student: student.json, 7,625 parameters",
+        "device: cpu; processes: 1; samples per forward pass: 4",
         "directory: run",
         "not the default: --teacher_name_or_path teacher --matches L2h16_L4h32_hidden_mse --data_files_json data.json --data_cache_dir shards "
         "--max_seq_length 32 --do_train True --num_train_steps 4 --train_batch_size 4 --no_cuda True --ckpt_steps 2",
     ]
     assert json.loads((work / "run" / "arguments.json").read_text())["warmup_proportion"] == 0.1
     assert "Warning" not in ended.err and "LOAD REPORT" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+def test_a_warning_about_a_call_of_ours_is_an_error_in_the_tests(kind):
+    """pyproject.toml says so; a warning about a library's call of another is none."""
+    with pytest.raises(kind):
+        warnings.warn_explicit("is gone in the next release", kind, "x.py", 1, module="pretraining.distillation.distiller")
+    if kind is DeprecationWarning:
+        warnings.warn_explicit("is gone in the next release", kind, "x.py", 1, module="transformers.trainer")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from pretraining import recipes
+from pretraining.corpus.locks import exclusive
 from pretraining.utils import UserError
 
 DISTILL_SH = Path(recipes.__file__).with_name("distill.sh")
@@ -26,7 +27,7 @@ FAKE_PYTHON = """#!{python} -SE
 import json, os, signal, sys, time
 
 words = sys.argv[1:]
-if words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
+if words[0] == "-c" or words[0] == "recipes.py" and "HANDED_OVER" not in os.environ:
     os.execv("{python}", ["{python}", *words])
 
 
@@ -44,7 +45,7 @@ def stop(number, frame):
 
 command = " ".join(words)
 if os.environ.get("WAIT_IN", "?") in command:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
 note(words)
@@ -162,15 +163,15 @@ def test_the_published_values_are_the_defaults(defaults):
         "master_addr": "127.0.0.1",
         "master_port": "29500",
         "train_steps": "100000",
-        "save_steps": "",
+        "save_steps": "10000",
         "global_batch": "4096",
-        "forward_batch": "64",
+        "forward_batch": "auto",
         "length": "512",
         "lr": "4e-4",
         "temperature": "8",
-        "seed": "1337",
+        "seed": "10236797",
         "precision": "bf16",
-        "compile": "no",
+        "compile": "auto",
         "workers": "3",
         "python": "python",
         "ta_config": "./distill_configs/distill_rbt6.json",
@@ -215,7 +216,7 @@ def test_python_may_be_a_word(shell):
 DEFAULTS_OF_H256 = """==== h256, with these settings:
   teacher=./pretrained_model_path/RoBERTa  json_files=./jsons/data.json  data_cache_dir=./dataset/shards  saves=./saves
   ngpu=1  nnodes=1  node_rank=0  master_addr=127.0.0.1  master_port=29500  train_steps=100000  save_steps=10000
-  global_batch=4096  forward_batch=64  length=512  lr=4e-4  temperature=8  seed=1337  precision=bf16  compile=no
+  global_batch=4096  forward_batch=auto  length=512  lr=4e-4  temperature=8  seed=10236797  precision=bf16  compile=auto
   workers={cpus}  python=python  ta_config=./distill_configs/distill_rbt6.json  ta_layers='0 2 4 7 9 11'
   ta_matches=L6_hidden_mse  student_config=./distill_configs/MiniRBT-h256.json  student_matches=L6h256_rbt6_hidden_mse
 not the default: {changed}"""
@@ -226,28 +227,11 @@ def test_the_settings_in_force_are_printed(defaults, monkeypatch):
     texts = texts_of(defaults, ngpu="", workers=str(os.cpu_count()))
     table = recipes.settings_table(recipes.read_settings(texts), texts)
     assert table == DEFAULTS_OF_H256.format(cpus=os.cpu_count(), changed="nothing")
-    texts = texts_of(defaults, "rbt3", "train_steps=5", "lr=1e-3", "ta_layers=0 1", "ngpu=2", workers=str(os.cpu_count()))
+    texts = texts_of(defaults, "h288", "train_steps=5", "lr=1e-3", "ta_layers=0 1", "ngpu=2", workers=str(os.cpu_count()))
     table = recipes.settings_table(recipes.read_settings(texts), texts)
-    assert (
-        table.startswith("==== rbt3, ") and "  save_steps=5" in table and table.endswith("  student_matches=''\n" + table.splitlines()[-1])
-    )
+    assert table.startswith("==== h288, ") and "  student_matches=L6h288_rbt6_hidden_mse\nnot the default: " in table
     changed = "ngpu=2, train_steps=5 (default 100000), lr=1e-3 (default 4e-4), ta_layers='0 1' (default 0 2 4 7 9 11)"
     assert table.splitlines()[-1] == f"not the default: {changed}"
-
-
-@pytest.mark.parametrize(
-    ("train_steps", "save_steps", "expected"),
-    [
-        ("100000", "", 10000),
-        ("10000", "", 10000),
-        ("9999", "", 9999),
-        ("100000", "500", 500),
-        ("10", "10000", 10),
-        ("10", "11", 11),  # refused by train.py
-    ],
-)
-def test_save_steps(train_steps, save_steps, expected, defaults):
-    assert settings_of(defaults, train_steps=train_steps, save_steps=save_steps).save_steps == expected
 
 
 @pytest.mark.parametrize(("visible", "processes"), [(0, 1), (1, 1), (3, 3)])
@@ -271,8 +255,8 @@ def test_torch_is_imported_only_to_count_gpus(defaults):
 RUN = (
     "train.py --do_train --resume_from_checkpoint latest --student_config ./distill_configs/{config}.json --output_dir ./saves/{name} "
     "--data_files_json ./jsons/data.json --data_cache_dir ./dataset/shards --preprocessing_num_workers 3 --max_seq_length 512 "
-    "--num_train_steps 100000 --ckpt_steps 10000 --train_batch_size 4096 --gradient_accumulation_steps 64 "
-    "--learning_rate 4e-4 --official_schedule linear --temperature 8 --random_seed 1337 "
+    "--num_train_steps 100000 --ckpt_steps 10000 --train_batch_size 4096 "
+    "--learning_rate 4e-4 --official_schedule linear --temperature 8 --random_seed 10236797 "
 )
 ROBERTA = "./pretrained_model_path/RoBERTa"
 ASSISTANT = RUN.format(name="rbt6_kd", config="distill_rbt6") + f"--teacher_name_or_path {ROBERTA} --matches L6_hidden_mse"
@@ -282,8 +266,8 @@ def student(name: str, config: str, arguments: str = "") -> str:
     return f"{RUN.format(name=name, config=config)}--tokenizer {ROBERTA}{arguments}"
 
 
-def init(name: str, layers: str) -> str:
-    return f"scripts/init_checkpoint_TA.py --model_name_or_path {ROBERTA} --dump_checkpoint ./saves/{name} --layers {layers}"
+def init(name: str, config: str, layers: str) -> str:
+    return f"scripts/init_checkpoint_TA.py --model_name_or_path {ROBERTA} --dump_checkpoint ./saves/{name} --student_config ./distill_configs/{config}.json --layers {layers}"
 
 
 H256 = student("minirbt_h256", "MiniRBT-h256", " --matches L6h256_rbt6_hidden_mse --teacher_name_or_path ")
@@ -296,7 +280,7 @@ RBT3 = student("rbt3", "distill_rbt3")
 ASSISTANT_STAGE = (
     "./saves/rbt6_kd",
     f"{ASSISTANT} --bf16 --check_only",
-    init("rbt6_init", "0 2 4 7 9 11"),
+    init("rbt6_init", "distill_rbt6", "0 2 4 7 9 11"),
     f"{ASSISTANT} --student_pretrained_weights ./saves/rbt6_init --bf16",
 )
 COMMANDS = {
@@ -324,7 +308,7 @@ COMMANDS = {
         (
             "./saves/rbt3",
             f"{RBT3} --bf16 --check_only",
-            init("rbt3_init", "0 1 2"),
+            init("rbt3_init", "distill_rbt3", "0 1 2"),
             f"{RBT3} --student_pretrained_weights ./saves/rbt3_init --bf16",
         )
     ],
@@ -354,6 +338,13 @@ def test_commands_of_a_recipe(recipe, defaults):
     assert recipes.shards_command(settings) == words_of(SHARDS)
 
 
+def test_one_machine_that_srun_starts_twice_is_refused(defaults, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(UserError, match="nnodes=1: srun started 2 of these; set nnodes=2 and node_rank="):
+        settings_of(defaults, "h256")
+    settings_of(defaults, "h256", nnodes="2")
+
+
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_several_processes_are_started_by_torchrun(recipe, defaults):
     """The runs alone; their checks, the first weights and the shards take one process."""
@@ -361,25 +352,26 @@ def test_several_processes_are_started_by_torchrun(recipe, defaults):
     machines = {"ngpu": "2", "nnodes": "2", "node_rank": "1", "master_addr": "10.0.0.7", "master_port": "1234"}
     several = recipes.build_stages(settings_of(defaults, recipe, **machines))
     torchrun = words_of(
-        "-m torch.distributed.run --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
-        "--shutdown-timeout=1800 --rdzv-conf=timeout=604800"
+        "-m pretraining.launching.torchrun --nproc_per_node=2 --nnodes=2 --node_rank=1 --master_addr=10.0.0.7 --master_port=1234 "
+        "--shutdown-timeout=1800 --rdzv-conf=timeout=100"
     )
-    assert several == [stage._replace(train=torchrun + stage.train[1:]) for stage in one]
+    second = [word.replace("=1234", "=1235") for word in torchrun]  # else it could join the store of the stage that is ending
+    assert several == [stage._replace(train=words + stage.train[1:]) for stage, words in zip(one, (torchrun, second))]
 
 
 @pytest.mark.parametrize(
     ("precision", "compiled", "flags"),
     [
-        ("bf16", "no", ["--bf16"]),
-        ("fp16", "no", ["--fp16"]),
-        ("fp32", "no", []),
-        ("bf16", "yes", ["--bf16", "--compile"]),
-        ("fp32", "yes", ["--compile"]),
+        ("bf16", "auto", ["--bf16"]),
+        ("fp16", "no", ["--fp16", "--compile", "no"]),
+        ("fp32", "auto", []),
+        ("bf16", "yes", ["--bf16", "--compile", "yes"]),
+        ("fp32", "yes", ["--compile", "yes"]),
     ],
 )
 def test_precision_and_compile(precision, compiled, flags, defaults):
     for stage in recipes.build_stages(settings_of(defaults, precision=precision, compile=compiled)):
-        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile")] == flags
+        assert [word for word in stage.train if word in ("--bf16", "--fp16", "--compile", "yes", "no")] == flags
         assert stage.train[len(stage.train) - len(flags) :] == flags
         assert stage.check[len(stage.check) - len(flags) - 1 :] == [*flags, "--check_only"]
 
@@ -387,10 +379,22 @@ def test_precision_and_compile(precision, compiled, flags, defaults):
 def test_values_reach_the_commands_as_they_are(defaults):
     """Blanks in paths stay; the lists are separated by any number of blanks."""
     own = {"teacher": "my teacher", "saves": "my saves", "ta_config": "my ta.json", "student_config": "my student.json", "python": "a b"}
-    own |= {"ta_layers": " 0  11", "ta_matches": "A  B", "student_matches": "C  D", "json_files": "my data.json", "data_cache_dir": "c d"}
+    own |= {
+        "ta_layers": " 0  11",
+        "ta_matches": "L3_hidden_mse  L4_hidden_mse",
+        "student_matches": "L6h1_L6h2_hidden_mse  L3_hidden_smmd",
+        "json_files": "my data.json",
+        "data_cache_dir": "c d",
+    }
     assistant, student = recipes.build_stages(settings_of(defaults, **own, lr="1E-4", temperature="2.50", seed="007"))
-    assert assistant.first_weights[3::2] == ["my teacher", "my saves/rbt6_init", "0"] and assistant.first_weights[-2:] == ["0", "11"]
-    for stage, config, matches in ((assistant, "my ta.json", ["A", "B"]), (student, "my student.json", ["C", "D"])):
+    assert assistant.first_weights[3::2] == ["my teacher", "my saves/rbt6_init", "my ta.json", "0"] and assistant.first_weights[-2:] == [
+        "0",
+        "11",
+    ]
+    for stage, config, matches in (
+        (assistant, "my ta.json", own["ta_matches"].split()),
+        (student, "my student.json", own["student_matches"].split()),
+    ):
         at = stage.train.index("--matches")
         assert stage.train[at + 1 : at + 3] == matches and stage.train[at + 3].startswith("--")
         for name, value in (("student_config", config), ("learning_rate", "1E-4"), ("temperature", "2.50"), ("random_seed", "007")):
@@ -414,20 +418,21 @@ def test_values_reach_the_commands_as_they_are(defaults):
         (2, 3, 12, 1, 2, 2),
         (1, 1, 1, 64, 1, 1),
         (3, 1, 12, 64, 4, 1),
+        (8, 1, 4096, "auto", 512, None),
     ],
 )
 def test_the_global_batch_is_divided(ngpu, nnodes, global_batch, forward_batch, process_batch, accumulation, defaults):
     numbers = {"ngpu": ngpu, "nnodes": nnodes, "global_batch": global_batch, "forward_batch": forward_batch}
     settings = settings_of(defaults, **{name: str(number) for name, number in numbers.items()})
-    assert (settings.process_batch, settings.accumulation_steps) == (process_batch, accumulation)
     for stage in recipes.build_stages(settings):
-        at = stage.train.index("--train_batch_size")
-        assert stage.train[at + 1 : at + 4] == [str(process_batch), "--gradient_accumulation_steps", str(accumulation)]
+        assert stage.train[stage.train.index("--train_batch_size") + 1] == str(process_batch)
+        name = "--gradient_accumulation_steps"
+        assert (stage.train[stage.train.index(name) + 1] if name in stage.train else None) == (str(accumulation) if accumulation else None)
 
 
 WHOLE = "must be a whole number above 0"
 REFUSED = [
-    *(({name: "0"}, f"distill.sh: {name}=0: {WHOLE}") for name in ("ngpu", "nnodes", "master_port", "train_steps", "save_steps")),
+    *(({name: "0"}, f"distill.sh: {name}=0: {WHOLE}") for name in ("ngpu", "nnodes", "train_steps", "save_steps")),
     *(({name: "two"}, f"distill.sh: {name}=two: {WHOLE}") for name in ("global_batch", "forward_batch", "workers")),
     ({"train_steps": ""}, f"distill.sh: train_steps=: {WHOLE}"),
     ({"train_steps": "0.5"}, f"distill.sh: train_steps=0.5: {WHOLE}"),
@@ -441,9 +446,16 @@ REFUSED = [
         {"ngpu": "2", "global_batch": "16", "forward_batch": "3"},
         "distill.sh: forward_batch=3: does not divide the 8 samples of a process and step",
     ),
+    *(({"master_port": text}, f"distill.sh: master_port={text}: must be a whole number from 1 to 65535") for text in ("0", "65536", "a")),
+    *(({name: "fast"}, f"distill.sh: {name}=fast: must be a number above 0") for name in ("lr", "temperature")),
+    ({"lr": "-1e-4"}, "distill.sh: lr=-1e-4: must be a number above 0"),
+    *(({"seed": seed}, rf"distill.sh: seed={seed}: must be a whole number from 0 to 2\*\*63 - 1") for seed in ("-1", "x", str(1 << 63))),
     ({"precision": "int8"}, "distill.sh: precision=int8: choose bf16, fp16 or fp32"),
-    ({"compile": "1"}, "distill.sh: compile=1: choose yes or no"),
+    ({"compile": "1"}, "distill.sh: compile=1: choose auto, yes or no"),
 ]
+
+
+OWN_SIZES = "matches.py lists all; for your own sizes write a name like L6h320_L12h1024_hidden_mse"
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=str)
@@ -476,6 +488,53 @@ def test_wrong_words_are_refused(words, message, defaults):
     assert str(refused.value) == f"distill.sh: {message}"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("L6_hiden_mse", f"L6_hiden_mse: no such mapping; the nearest is L6_hidden_mse, {OWN_SIZES}"),
+        ("L3_hidden_mse x", f"L3_hidden_mse x: x: no such mapping; the nearest is {{near}}, {OWN_SIZES}"),
+        ("L5h8_L12h8_hidden_mse", "L5h8_L12h8_hidden_mse: 12 teacher layers cannot be spaced evenly over 5; add a mapping to matches.py"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ta_matches", "student_matches"])
+def test_an_unknown_mapping_is_refused_by_the_name_of_its_variable(name, text, message, defaults):
+    """train.py would call the variable --matches."""
+    with pytest.raises(UserError) as refused:
+        settings_of(defaults, **{name: text})
+    near = re.search(r"nearest is (\w+)", str(refused.value))
+    assert str(refused.value) == f"distill.sh: {name}={message.format(near=near and near[1])}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "unused"),
+    [
+        ("h256", ()),
+        ("h288", ()),
+        ("one-stage", ("ta_config", "ta_layers", "ta_matches")),
+        ("rbt4", ("ta_config", "ta_layers", "ta_matches")),
+        ("rbt3", ("ta_config", "ta_layers", "ta_matches", "student_matches", "temperature")),
+    ],
+)
+def test_a_variable_that_the_recipe_does_not_use_is_refused(recipe, unused, defaults):
+    """Somebody who sets it expects another result than the one without it."""
+    values = {
+        "ta_config": "own.json",
+        "ta_layers": "0 1",
+        "ta_matches": "L3_hidden_mse",
+        "student_matches": "L3_hidden_mse",
+        "temperature": "2",
+    }
+    for name, value in values.items():
+        if name not in unused:
+            settings_of(defaults, recipe, f"{name}={value}")
+            continue
+        for words, changes in (((f"{name}={value}",), {}), ((), {name: value})):
+            with pytest.raises(UserError) as refused:
+                settings_of(defaults, recipe, *words, **changes)
+            assert str(refused.value) == f"distill.sh: {name}={value}: recipe {recipe} does not use it; leave it out"
+    settings_of(defaults, recipe, "temperature=8")  # the default says nothing new
+
+
 def test_unknown_and_missing_variables_are_refused(defaults):
     with pytest.raises(UserError, match="--train_step=1"):
         settings_of(defaults, train_step="1")
@@ -490,6 +549,38 @@ def test_a_refusal_is_one_line_and_starts_nothing(shell):
     assert ended == (2, "", "error: distill.sh: train_step=10: no such variable; did you mean train_steps=…?\n", [])
     ended = shell.run("h256", python="no_such_python")
     assert ended == (2, "", "error: distill.sh: python=no_such_python: no such command; activate .venv or name another\n", [])
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_is_the_head_of_distill_sh_and_its_variables(word, shell):
+    ended = shell.run(word)
+    assert (ended.status, ended.err, ended.noted) == (0, "", [])
+    assert ended.out.startswith("Distils a student by one of the published recipes.") and "$" not in ended.out.replace(
+        "$saves", ""
+    ).replace("$(", "")
+    shown = dict(re.findall(r"^(\w+)=(.*?)(?: +#.*)?$", ended.out, re.MULTILINE))
+    published = {field.name: field.metadata["default"] for field in fields(recipes.Settings)[1:]}
+    assert {**shown, "workers": ""} == {**published, "workers": ""}
+
+
+def test_an_environment_without_this_project_is_one_line(tmp_path, shell):
+    shell.python.write_text("#!/bin/sh\necho no module named pretraining >&2; exit 1\n")
+    ended = shell.run()
+    message = f"error: distill.sh: python={shell.python} does not find this project; run pip install -e . in its directory\n"
+    assert ended == (2, "", message, [])
+    demo = subprocess.run(
+        ["sh", DISTILL_SH.parent / "scripts" / "demo.sh"], env={"python": str(shell.python)}, capture_output=True, text=True
+    )
+    assert (demo.returncode, demo.stdout) == (2, "") and demo.stderr.startswith(
+        f"error: demo.sh: {shell.python} does not find this project; "
+    )
+
+
+def test_the_demo_takes_no_variable_of_distill_sh_from_outside():
+    """ta_layers of the user's shell, say, would make another demo, or stop it after minutes."""
+    demo = (DISTILL_SH.parent / "scripts" / "demo.sh").read_text()
+    unset = re.search(r"^unset ((?:.*\\\n)*.*)\n", demo, re.MULTILINE)[1].replace("\\\n", " ").split()
+    assert unset == [field.name for field in fields(recipes.Settings)[1:] if field.name != "python"]
 
 
 # ---------------------------------------------------------------- the order
@@ -560,10 +651,21 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
     assert shell.run(recipe).status == 0
 
 
+def test_the_second_of_two_is_refused_before_anything_is_written(shell):
+    result = shell.saves / "minirbt_h256"
+    with exclusive(result / ".distill.lock", result):
+        ended = shell.run("h256")
+        assert ended.status == 2 and all(step.startswith("check") for step in steps_of(ended.noted))
+        assert ended.err.startswith(f"error: {result}: in use by process {os.getpid()} on ") and ended.err.count("\n") == 1
+        assert shell.run("h256", nnodes="2", node_rank="1").status == shell.run("one-stage").status == 0
+    assert shell.run("h256").status == 0
+
+
 @pytest.mark.parametrize(("ngpu", "before", "threads"), [("1", None, None), ("2", None, "1"), ("2", "3", "3")])
-def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch):
+def test_torchrun_need_not_say_that_it_sets_the_threads(ngpu, before, threads, defaults, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     seen = []
-    runner = types.SimpleNamespace(run=lambda command: seen.append(os.environ.get("OMP_NUM_THREADS")))
+    runner = types.SimpleNamespace(run=lambda *_: seen.append(os.environ.get("OMP_NUM_THREADS")), exit_if_stopped=None)
     monkeypatch.setattr(recipes, "CommandRunner", lambda: runner)
     monkeypatch.setenv("OMP_NUM_THREADS", before or "")
     if before is None:
@@ -603,7 +705,7 @@ def without_signals(noted: list) -> list:
 
 
 @pytest.mark.parametrize("wait_in", ["--check_only", "my_datasets.py", "--student_pretrained_weights"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_reaches_the_running_command_and_ends_the_run(number, wait_in, shell):
     """The command's own status, 7 here, gives way to the signal's."""
     process = shell.start(WAIT_IN=wait_in, SECONDS_TO_WAIT="60")
@@ -637,7 +739,7 @@ def test_nohup_keeps_the_run_alive(shell):
 
 BETWEEN = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 runner = CommandRunner()
 runner.run(["true"])
@@ -647,7 +749,7 @@ runner.run(["true"])
 """
 WHILE_STARTING = """
 import os, signal, subprocess
-from pretraining.scripts.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner
 
 
 class Popen(subprocess.Popen):

@@ -19,7 +19,7 @@ from finetuning.tasks import TASKS
 from pretraining import my_datasets
 from pretraining.corpus.files import TextAndRefs
 from pretraining.corpus.shards import ShardSpec, load_shards
-from pretraining.scripts.onnx_export import load_for_export
+from pretraining.exporting.onnx_export import load_for_export
 from pretraining.utils import UserError
 from tests import tiny, workplace
 from tests.workplace import command_line, run_here

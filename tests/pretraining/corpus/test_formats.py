@@ -103,7 +103,7 @@ def test_json_lines_are_refused_with_the_way_to_convert_them(content, query, tmp
         read_data_json(listed(tmp_path, content))
     path = tmp_path / "a.txt"
     assert str(refused.value) == (
-        f"{path}: holds JSON objects, not plain text; write their text, one paragraph a line: jq -r {query} {path} > {tmp_path}/a_text.txt"
+        f"{path}: holds JSON objects, not plain text; write their text, one paragraph per line: jq -r {query} {path} > {tmp_path}/a_text.txt"
     )
 
 
@@ -138,7 +138,7 @@ def test_text_that_is_no_json_lines_is_accepted(content, tmp_path):
 def test_the_advised_command_converts(tmp_path):
     with pytest.raises(UserError) as refused:
         read_data_json(listed(tmp_path, json_lines(*ROWS)))
-    command, _, target = str(refused.value).split("a line: ")[1].rpartition(" > ")
+    command, _, target = str(refused.value).split("per line: ")[1].rpartition(" > ")
     converted = subprocess.run(shlex.split(command), capture_output=True, check=True).stdout
     assert Path(target).name == "a_text.txt"
     assert converted.decode().splitlines()[:3] == ["今天天气很好", "我们去公园 0", "今天天气很好"]
@@ -210,7 +210,7 @@ def test_one_single_line_of_megabytes_gets_a_warning(corpus, tmp_path, capsys):
     refs.write_text("[]\n")
     spec = ShardSpec(tmp_path / "shards", 32, corpus.tokenizer)
     assert len(describe_shards([files.TextAndRefs(text, refs)], spec)) == 1
-    warning = f"warning: {text}: one single line of 1.3 MB; one paragraph a line is expected; if its lines end in \\r, convert them: tr '\\r' '\\n'\n"
+    warning = f"warning: {text}: one single line of 1.3 MB; one paragraph per line is expected; if its lines end in \\r, convert them: tr '\\r' '\\n'\n"
     assert capsys.readouterr().err == warning
 
 

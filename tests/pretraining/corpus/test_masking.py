@@ -294,7 +294,7 @@ def test_masks_are_the_same_for_any_number_of_loader_workers(workers):
 
 @pytest.mark.parametrize(("micro_batches", "processes"), [(1, 1), (4, 1), (1, 2), (2, 2), (1, 4), (12, 1)])
 def test_every_split_of_the_global_batch_sees_the_same_rows(micro_batches, processes):
-    """Twelve samples a step, in any number of processes and micro-batches, over more than one epoch of the 20 rows."""
+    """Twelve samples per step, in any number of processes and micro-batches, over more than one epoch of the 20 rows."""
     whole = training_batches(train_batch_size=12)
     for step in range(4):
         parts = [

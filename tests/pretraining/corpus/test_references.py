@@ -405,6 +405,7 @@ def test_files(made, place, run, legacy, find):
         "refs_sha256": file_facts(place / "b.refs").sha256,
     }
     assert sorted(path.name for path in place.iterdir()) == [
+        ".lock",
         "a.refs",
         "a.refs.json",
         "a.txt",
@@ -477,7 +478,7 @@ def test_any_difference_makes_a_file_again(made, place, run, what, monkeypatch):
         (place / ".b.refs.partial").write_bytes(b"[]\n[]")
     assert "b.refs: up to date" not in run(**changes).out
     assert (place / "b.refs").read_bytes() == (other or content)
-    assert not list(place.glob(".*"))
+    assert [path.name for path in place.glob(".*")] == [".lock"]
     assert run(**changes).out.count("up to date") == 2
 
 

@@ -1,5 +1,6 @@
 """Shards: no token lost, words marked exactly, the same for any number of workers, rebuilt for any difference, there whole or not at all."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from transformers import BertTokenizer
 
 from pretraining import my_datasets
@@ -330,7 +332,20 @@ def test_an_error_while_building_leaves_nothing(second, says, changeable, tiny_t
     changeable.refs.write_text(f"[2]\n{second}\n")
     with pytest.raises(UserError, match=says):
         load([changeable], tmp_path / "cache", tiny_tokenizer)
-    assert not (tmp_path / "cache").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".text.lock"]
+
+
+def test_an_error_does_not_remove_a_lock_for_which_another_process_waits(changeable, tiny_tokenizer, tmp_path):
+    """The one that waits has opened the file before; if it were removed, it and a third process would both get a lock."""
+    lock = tmp_path / "cache" / ".text.lock"
+    lock.parent.mkdir()
+    changeable.refs.write_text("[2]\n[9]\n")
+    with open(lock, "w") as waiting:
+        with pytest.raises(UserError, match="lies outside"):
+            load([changeable], tmp_path / "cache", tiny_tokenizer)
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(Timeout):
+            FileLock(lock, timeout=0).acquire()
 
 
 def test_of_concurrent_processes_one_builds(changeable, tiny_tokenizer, tmp_path, builds):
@@ -349,8 +364,6 @@ def test_of_concurrent_processes_one_builds(changeable, tiny_tokenizer, tmp_path
 
 def test_another_process_that_rebuilds_does_not_change_rows_already_loaded(changeable, tiny_tokenizer, tmp_path, monkeypatch):
     """Two runs of different length share a cache: the other's shard comes right after this one has let go of the lock."""
-    from filelock import FileLock
-
     cache, released, in_between = tmp_path / "cache", FileLock.release, []
 
     def release(lock, *arguments, **keywords):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from textbrewer.losses import fsp_loss
+from textbrewer.presets import MATCH_LOSS_MAP
 
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
@@ -14,6 +16,7 @@ from pretraining.corpus.masking import WholeWordMasker
 from pretraining.corpus.shards import ShardSpec, load_shards
 from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.modeling import half_dtype, prepare_models
+from pretraining.distillation.upcoming import UpcomingStep
 from tests import tiny
 
 LENGTH = 32
@@ -60,10 +63,11 @@ def batches(corpus, tmp_path_factory) -> dict[str, dict]:
     return found
 
 
-def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_matches: list[dict]) -> Distiller:
+def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_matches: list[dict], compiled: bool = False) -> Distiller:
     """As training.train makes it."""
-    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=args.compile, cpu_kernels=args.cpu_kernels)
-    return Distiller(args, student, teacher, intermediate_matches, CPU)
+    kernels = args.cpu_kernels and not any(match["feature"] == "attention" for match in intermediate_matches)
+    prepare_models(student, teacher, device=CPU, half=half_dtype(args), compiled=compiled, cpu_kernels=kernels)
+    return Distiller(args, student, teacher, intermediate_matches, CPU, compiled=compiled)
 
 
 def both_distillers(student, teacher, intermediate_matches: list[dict], output_dir) -> tuple[GeneralDistiller, Distiller]:
@@ -115,7 +119,7 @@ def test_loss_and_gradients_equal_stock_textbrewer(name, rows, batches, corpus, 
     expected.backward()
 
     batch = dict(batches[rows])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     loss, terms = own.loss(batch)
     loss.backward()
 
@@ -133,7 +137,7 @@ def test_without_a_teacher_the_loss_is_masked_lm(rows, batches, corpus, tmp_path
     student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 2), seed=2)
     own = prepared_distiller(TrainingArguments(student_config="", output_dir=str(tmp_path)), copy.deepcopy(student), None, [])
     batch = dict(batches[rows])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     loss, terms = own.loss(batch)
     loss.backward()
     expected = student(**tiny.full_batch(batches[rows])).loss
@@ -150,11 +154,11 @@ def test_a_row_without_masked_tokens_adds_nothing(batches, corpus, tmp_path):
     batch["labels"][1:] = -100
     student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 2), seed=2)
     own = prepared_distiller(TrainingArguments(student_config="", output_dir=str(tmp_path)), copy.deepcopy(student), None, [])
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     assert own.loss(batch)[0].item() == pytest.approx(student(**tiny.full_batch(batch)).loss.item(), rel=1e-5)
 
     batch["labels"][:] = -100
-    own.share_mask_count([batch])
+    UpcomingStep([batch]).wait()
     assert own.loss(batch)[0].item() == 0
 
 
@@ -170,11 +174,11 @@ def test_compiled_the_loss_is_one_graph(rows, distils, batches, corpus, tmp_path
     for compiled in (False, True):
         teacher = tiny.model(tiny.config(len(corpus.tokenizer), 4, 32, 4), seed=1) if distils else None
         student = tiny.model(tiny.config(len(corpus.tokenizer), 2, 16, 4), seed=2)
-        args = TrainingArguments(student_config="", output_dir=str(tmp_path), teacher_name_or_path="", bf16=True, compile=compiled)
+        args = TrainingArguments(student_config="", output_dir=str(tmp_path), teacher_name_or_path="", bf16=True)
         torch.manual_seed(3)
-        own = prepared_distiller(args, student, teacher, match("hidden_mse", ENDS, proj=(16, 32)) if distils else [])
+        own = prepared_distiller(args, student, teacher, match("hidden_mse", ENDS, proj=(16, 32)) if distils else [], compiled)
         batch = dict(batches[rows])
-        own.share_mask_count([batch])
+        UpcomingStep([batch]).wait()
         loss, _ = own.loss(batch)
         loss.backward()
         found.append((loss, gradients(own)))
@@ -184,3 +188,17 @@ def test_compiled_the_loss_is_one_graph(rows, distils, batches, corpus, tmp_path
     assert compiled_loss.item() == pytest.approx(loss.item(), rel=1e-2)
     largest = max(float(gradient.norm()) for gradient in expected.values())
     assert all(float((compiled_gradients[name] - gradient).norm()) < 0.03 * largest for name, gradient in expected.items())
+
+
+def test_gram_in_float16_takes_hidden_states_that_a_large_teacher_has():
+    """The sum over 512 positions of 12² exceeds float16, whose largest number is 65504; TextBrewer's own ``gram`` is infinite."""
+    torch.manual_seed(0)
+    student, teacher = (torch.nn.functional.layer_norm(torch.randn(2, 512, 48), (48,)).half() for _ in range(2))
+    teacher[..., 7] = 12
+    student.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        assert fsp_loss([student] * 2, [teacher] * 2).isinf()
+        loss = MATCH_LOSS_MAP["gram"]([student] * 2, [teacher] * 2)
+    loss.backward()
+    expected = fsp_loss([student.detach().float()] * 2, [teacher.float()] * 2)
+    assert loss.item() == expected.item() and student.grad.isfinite().all()

@@ -33,8 +33,9 @@ def old_run(tmp_path, monkeypatch) -> Path:
 
 
 def arguments(**changes) -> list[str]:
-    """The command line of the run, as it noted it."""
-    values = {**json.loads((RUN_OF_3D33EEA / "run" / "arguments.json").read_text()), "resume_from_checkpoint": "latest", **changes}
+    """The command line of the run, as it noted it; --compile had the values true and false."""
+    noted = json.loads((RUN_OF_3D33EEA / "run" / "arguments.json").read_text())
+    values = {**noted, "compile": "no", "resume_from_checkpoint": "latest", **changes}
     line = []
     for name, value in values.items():
         if value is not None:

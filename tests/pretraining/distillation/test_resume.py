@@ -73,7 +73,7 @@ def assert_same_checkpoint(left: Path, right: Path) -> None:
     """Every file byte by byte; the training state by its content, for torch.save's own bookkeeping may differ."""
     ours, theirs = ({**tiny.snapshot(side), "training_state.pt": None, "checksums.json": None} for side in (left, right))
     assert ours == theirs
-    assert_same_state(*(checkpoint.load_state(side) for side in (left, right)))
+    assert_same_state(*({**checkpoint.load_state(side), "path": None} for side in (left, right)))
 
 
 def assert_same_state(left, right) -> None:
@@ -235,7 +235,7 @@ def test_sigkill_and_resumed(when, whole_run, corpus, tmp_path):
     assert (directory / ".gs6.partial" / "model.safetensors").is_file() == (when == "while writing gs6")
     tiny.run_train(arguments)
     assert_same_run(directory, whole_run)
-    assert not list(directory.glob(".*"))
+    assert [path.name for path in directory.glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -469,7 +469,7 @@ def test_nan_stops_the_run_and_the_last_good_checkpoint_stands(accumulation, who
     arguments = corpus.arguments(directory, keep_checkpoints=0, gradient_accumulation_steps=accumulation)
     message = str(interrupted_run(arguments, 6, spoil, UserError))
     assert "start another --output_dir" in message and "--learning_rate" in message  # with another rate it is another run
-    terms = "total_loss nan, unweighted_kd_loss nan, unweighted_hidden_hidden_mse_0_0 0.99"
+    terms = "total_loss nan, unweighted_kd_loss nan, grad_norm nan)"
     assert message.startswith(f"step 6: the loss is no longer finite ({terms}")
 
     record = json.loads((directory / "nonfinite_step6.json").read_text())

@@ -4,7 +4,9 @@ from types import ModuleType
 
 import pytest
 
-from pretraining.scripts import model_speed, onnx_check, report
+from pretraining.exporting import onnx_check
+from pretraining.reporting import model_speed
+from pretraining.scripts import report
 
 
 @pytest.fixture

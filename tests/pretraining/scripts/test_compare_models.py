@@ -3,10 +3,10 @@
 import pytest
 
 from pretraining.distillation.modeling import read_config
+from pretraining.reporting.model_sizes import parameter_counts, published_configs, size_table
+from pretraining.reporting.model_speed import speed_table, speedups
+from pretraining.reporting.published_models import PUBLISHED
 from pretraining.scripts import compare_models
-from pretraining.scripts.model_sizes import parameter_counts, published_configs, size_table
-from pretraining.scripts.model_speed import speed_table, speedups
-from pretraining.scripts.published_models import PUBLISHED
 from pretraining.utils import UserError
 from tests.pretraining.scripts.helpers import PNG, cells
 

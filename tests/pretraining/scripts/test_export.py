@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertModel
 
+from pretraining.exporting.onnx_export import load_for_export
 from pretraining.scripts import export
-from pretraining.scripts.onnx_export import load_for_export
 from pretraining.utils import UserError
 from tests import tiny
 from tests.pretraining.scripts.helpers import cells

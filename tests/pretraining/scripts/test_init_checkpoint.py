@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import BertForMaskedLM
 
 from pretraining.distillation.modeling import load_masked_lm
 from pretraining.scripts import init_checkpoint_TA
@@ -47,3 +48,35 @@ def test_a_directory_of_the_users_is_not_replaced(corpus, tmp_path):
     (tmp_path / "mine").write_text("precious")
     with pytest.raises(UserError, match="was not made by this script"):
         init_checkpoint_TA.main(["--model_name_or_path", str(corpus.teacher), "--dump_checkpoint", str(tmp_path)])
+
+
+def test_layers_and_sizes_are_those_of_the_student_that_is_named(corpus, tmp_path):
+    """train.py would refuse the weights too, but only after the text is tokenised."""
+    config = json.loads((corpus.teacher / "config.json").read_text())
+    student = tmp_path / "student.json"
+    arguments = ["--model_name_or_path", str(corpus.teacher), "--dump_checkpoint", str(tmp_path / "init"), "--student_config", str(student)]
+
+    def run(*layers: str, **changes) -> None:
+        student.write_text(json.dumps({**config, "num_hidden_layers": 2, **changes}))
+        init_checkpoint_TA.main([*arguments, "--layers", *layers])
+
+    with pytest.raises(UserError, match=r"^--layers 0 1 3: \S+/student.json has 2 layers; name as many"):
+        run("0", "1", "3")
+    with pytest.raises(UserError, match=r"student.json: intermediate_size is 32, but the layers of \S+ have 64; give the student the same"):
+        run("0", "3", intermediate_size=32)
+    assert not (tmp_path / "init").exists()
+    run("0", "3")
+    assert (tmp_path / "init" / "model.safetensors").exists()
+
+
+def test_a_full_disk_is_one_line(corpus, tmp_path, monkeypatch):
+    """safetensors has an exception of its own for it."""
+
+    def full(*_, **__):
+        raise RuntimeError("I/O error: No space left on device\nmore")
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    target = tmp_path / "init"
+    with pytest.raises(UserError, match=f"{target}: could not be written; is the disk full?"):
+        init_checkpoint_TA.main(["--model_name_or_path", str(corpus.teacher), "--dump_checkpoint", str(target), "--layers", "0"])
+    assert [path.name for path in tmp_path.iterdir()] == [".init.lock"]

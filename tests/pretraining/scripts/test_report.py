@@ -10,11 +10,12 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BertForMaskedLM
 
 from pretraining.distillation.modeling import read_config
+from pretraining.reporting import plots
+from pretraining.reporting.model_quality import top_fills
+from pretraining.reporting.model_sizes import size_cells
+from pretraining.reporting.plots import read_curves, training_figure
+from pretraining.reporting.scalars import read_scalars
 from pretraining.scripts import report
-from pretraining.scripts.model_quality import top_fills
-from pretraining.scripts.model_sizes import size_cells
-from pretraining.scripts.plots import read_curves, training_figure
-from pretraining.scripts.scalars import read_scalars
 from pretraining.utils import UserError
 from tests import tiny
 from tests.pretraining.scripts.helpers import PNG, cells
@@ -56,9 +57,9 @@ def test_report(call, corpus, run, tmp_path):
         assert f"| {sentence} | 1 | 2 | 3 | 4 | 5 |" in tables
     assert out.count("| MiniRBT (KD) |") == 1 + len(report.SENTENCES) == 4
 
-    assert "](<training_MiniRBT (KD).png>)" in written
-    assert (tmp_path / "training_MiniRBT (KD).png").read_bytes().startswith(PNG)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "training_MiniRBT (KD).png"]
+    assert "](training_MiniRBT_KD.png)" in written
+    assert (tmp_path / "training_MiniRBT_KD.png").read_bytes().startswith(PNG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "training_MiniRBT_KD.png"]
     assert out.splitlines()[-2:] == [f"report: {tmp_path / 'report.md'}", f"final model: {run / 'gs8'}"]
 
 
@@ -84,7 +85,15 @@ def test_scalars_of_a_run_have_every_step(run):
     assert titles == ["Total loss", "Loss on the matched layers", "Loss on the predictions", "Learning rate"]
     without = {name: values for name, values in curves.items() if not name.startswith("hidden")}
     titles = [axes.get_title() for axes in training_figure("x", without).axes]
-    assert titles == ["Total loss", "Loss on the predictions", "Learning rate"]
+    assert titles == ["Total loss = kd_loss", "Learning rate"]  # one loss is the total: not drawn twice
+    two = {**without, "mlm_loss": without["kd_loss"]}
+    assert [axes.get_title() for axes in training_figure("x", two).axes] == ["Total loss", "Loss on the predictions", "Learning rate"]
+
+
+def test_small_models_have_labels_that_differ():
+    assert [plots.millions(count) for count in (102.268, 59.76, 10.4, 1.553, 0.1311, 0.0983)] == [
+        *("102.3M", "59.8M", "10.4M", "1.55M", "0.131M", "0.0983M")
+    ]
 
 
 def test_scalars_of_a_long_run_are_not_sampled(tmp_path):
@@ -102,6 +111,7 @@ def test_scalars_of_a_long_run_are_not_sampled(tmp_path):
         (["--runs", "a={teacher}"], "no TensorBoard events in it"),
         (["--runs", "a=/no/such/run"], "/no/such/run: no TensorBoard events in it"),
         (["--runs", "a={other_events}"], "its TensorBoard events hold no losses of train.py"),
+        (["--runs", "a b={run}", "a_b={run}"], "--runs a b=…: a_b would have the same file, training_a_b.png; choose another name"),
         (["--models", "a=/no/such/model"], "/no/such/model: no such directory"),
         (["--models", "a={vocabulary}"], "config.json: no such file"),
         (["--models", "a={teacher}", "b={other}"], "its vocabulary differs from that of"),
@@ -123,7 +133,7 @@ def test_report_errors(call, corpus, run, tmp_path, changes, message):
         writer.add_scalar("something", 1.0, 1)
     paths = {
         **{"teacher": corpus.teacher, "other": other, "vocabulary": corpus.vocabulary},
-        **{"data": corpus.data_json, "no_dev": no_dev, "other_events": other_events},
+        **{"data": corpus.data_json, "no_dev": no_dev, "other_events": other_events, "run": run},
     }
     with pytest.raises(UserError) as error:
         call(report, *report_arguments(corpus, run, tmp_path / "out"), *(change.format(**paths) for change in changes))

@@ -1,6 +1,7 @@
 """train_segmenter.py: what it writes, the words that its model finds, its one-line errors."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,13 @@ def test_train_segmenter_refuses(tmp_path, capfd, what, message):
     ended = workplace.run_here(SCRIPT, line, tmp_path, capfd)
     assert ended.status == 2 and ended.err.splitlines()[-1].startswith("error: ") and message in ended.err
     assert workplace.entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("line", ["今天天气很好我们一起去公园", "今天天气很好， 我们一起去公园。"])
+def test_sentences_whose_words_are_not_separated_are_refused(line, tmp_path, capfd):
+    """Also where blanks stand after the punctuation only: a clause would become a word."""
+    arguments_ = arguments(tmp_path)
+    (tmp_path / "train.txt").write_text(f"{line}\n" * 5 + "他们 喜欢 学校\n", encoding="utf-8")
+    ended = workplace.run_here(SCRIPT, arguments_, tmp_path, capfd)
+    assert ended.status == 2 and not (tmp_path / "ltp").exists()
+    assert re.fullmatch(r"error: train.txt: \d\.\d Chinese characters per word; are its words separated\? Write .*\n", ended.err)

@@ -10,9 +10,9 @@ from pretraining.corpus.files import TextAndRefs
 from pretraining.corpus.masking import WholeWordMasker
 from pretraining.distillation.evaluation import EVALUATION_SEED, evaluate
 from pretraining.distillation.modeling import load_masked_lm, masked_lm_outputs, require_model_directory
-from pretraining.scripts.model_sizes import size_cells
-from pretraining.scripts.model_speed import Speeds, speed_cells, speed_headers
-from pretraining.scripts.tables import escape_markdown, markdown_table
+from pretraining.reporting.model_sizes import size_cells
+from pretraining.reporting.model_speed import Speeds, speed_cells, speed_headers
+from pretraining.reporting.tables import escape_markdown, markdown_table
 from pretraining.utils import UserError
 
 MLM_PROBABILITY = 0.15
@@ -20,7 +20,7 @@ BATCH_SIZE = 16
 FILLS = 5
 
 
-def load_models(directories: dict[str, Path], max_seq_length: int) -> dict[str, BertForMaskedLM]:
+def load_for_evaluation(directories: dict[str, Path], max_seq_length: int) -> dict[str, BertForMaskedLM]:
     """Loads the model directories, in eval mode on the CPU; checks first that all have enough positions."""
     for name, directory in directories.items():
         positions = require_model_directory(directory, name).max_position_embeddings
@@ -51,7 +51,7 @@ def model_table(models: dict[str, BertForMaskedLM], quality: dict[str, dict[str,
 
     Args:
         quality: of each model the result of :func:`evaluate_models`.
-        speeds: from :func:`pretraining.scripts.model_speed.measure_speeds`.
+        speeds: from :func:`pretraining.reporting.model_speed.measure_speeds`.
     """
     header = ["Model", "Layers", "Hidden", "Heads", "Parameters", "Without embeddings", "Masked-LM loss", "Accuracy"]
     rows = [header + [f"Speed-up, {column}" for column in speed_headers(speeds)]]

@@ -5,12 +5,15 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import field, fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
+from pretraining.matches import fault_of_name
 from pretraining.utils import UserError, positive_int
 
 LARGEST_COUNT = 999_999_999
 LINE_WIDTH = 120
+
+Settings = TypeVar("Settings", bound=Any)  # a dataclass of variables
 
 
 class SettingError(UserError):
@@ -46,6 +49,26 @@ def count_or_unset(text: str) -> int:
     return count(text) if text else 0
 
 
+def count_or_auto(text: str) -> int:
+    """0 stands for ``auto``."""
+    return 0 if text == "auto" else count(text)
+
+
+def text_of(convert: Callable[[str], Any], text: str) -> str:
+    """The text as it was given, after a check that ``convert`` reads it."""
+    convert(text)
+    return text
+
+
+def mapping_names(text: str) -> list[str]:
+    """Names of layer mappings, separated by blanks."""
+    names = text.split()
+    for name in names:
+        if fault := fault_of_name(name):
+            raise ArgumentTypeError(f"{text}: {name}: {fault}" if len(names) > 1 else f"{name}: {fault}")
+    return names
+
+
 def flags_of(choices: dict[str, list[str]], text: str) -> list[str]:
     """The flags of train.py that a word stands for."""
     if text not in choices:
@@ -79,6 +102,28 @@ def read_words(words: list[str], names: list[str]) -> dict[str, str]:
             raise SettingError(f"{word}: has no value; write {name}=VALUE or leave it out")
         texts[name] = text
     return texts
+
+
+def convert_texts(settings_class: type[Settings], texts: dict[str, str]) -> Settings:
+    """The variables, each read by its own converter.
+
+    Raises:
+        UserError: a converter refuses its text.
+    """
+    values: dict[str, Any] = {}
+    for entry in fields(settings_class):
+        try:
+            values[entry.name] = entry.metadata["convert"](texts[entry.name])
+        except ArgumentTypeError as error:
+            raise SettingError(f"{entry.name}={error}") from None
+    return settings_class(**values)
+
+
+def refuse_unused(settings: Any, unused: tuple[str, ...], texts: dict[str, str]) -> None:
+    """Refuses a variable that the recipe does not use, unless it is the default."""
+    for entry in fields(settings):
+        if entry.name in unused and texts[entry.name] != entry.metadata["default"]:
+            raise SettingError(f"{entry.name}={texts[entry.name]}: recipe {settings.recipe.name} does not use it; leave it out")
 
 
 def _advice(name: str, names: list[str]) -> str:

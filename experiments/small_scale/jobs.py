@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.small_scale.runner import Job, Stage
-from experiments.small_scale.settings import Settings
+from experiments.small_scale.runner import Job, JobStage
+from experiments.small_scale.settings import ScaleSettings
 
 HERE = Path(__file__).resolve().parent
 STUDENTS = ("two_stage", "one_stage", "wide_shallow", "no_teacher")
@@ -20,7 +20,7 @@ SHAPE_OF = {  # the shape of each kind of model
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExperimentJobs:
     """All commands for one work directory.
 
     Attributes:
@@ -29,7 +29,7 @@ class Recipe:
         python: the interpreter that runs the jobs.
     """
 
-    settings: Settings
+    settings: ScaleSettings
     corpus: Path
     vocabulary: Path
     ltp: Path
@@ -37,20 +37,20 @@ class Recipe:
     work: Path
     python: str
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[JobStage]:
         """All stages in order; the jobs run in pretraining/."""
         settings = self.settings
         return [
-            Stage("data", 1, [self.prepare()]),
-            Stage("whole-word references", 1, [self.references()]),
-            Stage("shards", 1, [self.shards()]),
-            Stage("teacher, its first layers", 1, [self.shallow(), self.teacher_init()]),
-            Stage("teacher", 1, [self.teacher()]),
-            Stage(
+            JobStage("data", 1, [self.prepare()]),
+            JobStage("whole-word references", 1, [self.references()]),
+            JobStage("shards", 1, [self.shards()]),
+            JobStage("teacher, its first layers", 1, [self.shallow(), self.teacher_init()]),
+            JobStage("teacher", 1, [self.teacher()]),
+            JobStage(
                 "assistant and one-stage students", settings.train_jobs, [self.ta_init(), *self.assistants(), *self.one_stage_students()]
             ),
-            Stage("two-stage students", settings.train_jobs, self.two_stage_students()),
-            Stage("fine-tuning", settings.finetune_jobs, self.finetunings()),
+            JobStage("two-stage students", settings.train_jobs, self.two_stage_students()),
+            JobStage("fine-tuning", settings.finetune_jobs, self.finetunings()),
         ]
 
     def report(self, output_dir: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The figures of the reports: how a training run went, and bars of model sizes and speeds."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import BertConfig
 
-from pretraining.scripts.model_sizes import parameter_counts
-from pretraining.scripts.model_speed import Speeds, speed_headers, speedups
-from pretraining.scripts.published_models import PUBLISHED
-from pretraining.scripts.scalars import Scalars, read_scalars
+from pretraining.reporting.model_sizes import parameter_counts
+from pretraining.reporting.model_speed import Speeds, speed_headers, speedups
+from pretraining.reporting.published_models import PUBLISHED
+from pretraining.reporting.scalars import Scalars, read_scalars
 from pretraining.utils import UserError
 
 SMOOTHED_POINTS = 40  # the strong line is a mean over one part in so many of the run
@@ -41,23 +42,26 @@ def training_figure(name: str, curves: dict[str, Scalars]) -> Figure:
         curves: from :func:`read_curves`.
     """
     matches = {tag: found for tag in curves if (found := MATCH_TAG.fullmatch(tag))}
-    figure = Figure(figsize=(13, 8) if matches else (14, 4.2), layout="constrained")
+    predicted = {tag: curve for tag, curve in curves.items() if tag.endswith("_loss") and tag != "total_loss"}
+    is_total = not matches and len(predicted) == 1  # a training without a teacher: its only loss is the total
+    figure = Figure(figsize=(13, 8) if matches else (10 if is_total else 14, 4.2), layout="constrained")
     window = max(1, len(curves["total_loss"].steps) // SMOOTHED_POINTS)
     figure.suptitle(f"Training of {name} (losses: faint the single steps, strong their mean over {window})")
     if matches:
         (total, predictions), (layers, rate) = figure.subplots(2, 2).T  # transposed: the long legend goes to the right edge
         panels = [total, predictions, layers, rate]
         _draw_matches(layers, curves, matches, window)
+        _draw_predictions(predictions, predicted, window)
+    elif is_total:
+        panels = [total, rate] = figure.subplots(1, 2)
     else:
         panels = [total, predictions, rate] = figure.subplots(1, 3)
+        _draw_predictions(predictions, predicted, window)
 
     draw_smoothed(total, curves["total_loss"], window, color="C3")
-    total.set(title="Total loss", ylabel="loss")
-    for tag, curve in curves.items():
-        if tag.endswith("_loss") and tag != "total_loss":
-            draw_smoothed(predictions, curve, window, label=tag)
-    predictions.set(title="Loss on the predictions", ylabel="cross-entropy (nats), unweighted")
-    predictions.legend(frameon=False)
+    total.set(
+        title=f"Total loss = {next(iter(predicted))}" if is_total else "Total loss", ylabel="cross-entropy (nats)" if is_total else "loss"
+    )
     rate.plot(curves["learning_rate"].steps, curves["learning_rate"].values, color="C2")
     rate.set(title="Learning rate", ylabel="learning rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -66,6 +70,14 @@ def training_figure(name: str, curves: dict[str, Scalars]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     return figure
+
+
+def _draw_predictions(axes: Axes, curves: dict[str, Scalars], window: int) -> None:
+    """The losses on the predictions, one line each."""
+    for tag, curve in curves.items():
+        draw_smoothed(axes, curve, window, label=tag)
+    axes.set(title="Loss on the predictions", ylabel="cross-entropy (nats), unweighted")
+    axes.legend(frameon=False)
 
 
 def _draw_matches(axes: Axes, curves: dict[str, Scalars], matches: dict[str, re.Match], window: int) -> None:
@@ -104,12 +116,19 @@ def bar_chart(configs: dict[str, BertConfig], speeds: Speeds) -> Figure:
     bars = len(names) * max(len(sizes), len(factors))
     figure = Figure(figsize=(12, 1.5 + 0.24 * bars), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_bars(left, names, sizes, title="Parameters", unit="millions", value_format="{:.1f}M")
-    _draw_bars(right, names, factors, title=f"Speed-up over {names[0]}", unit="times as fast", value_format="{:.1f}×")
+    _draw_bars(left, names, sizes, title="Parameters", unit="millions", label_of=millions)
+    _draw_bars(right, names, factors, title=f"Speed-up over {names[0]}", unit="times as fast", label_of="{:.1f}×".format)
     return figure
 
 
-def _draw_bars(axes: Axes, names: list[str], series: dict[str, list[float]], *, title: str, unit: str, value_format: str) -> None:
+def millions(count: float) -> str:
+    """``102.3M``, ``0.44M``: small models differ in the third digit."""
+    return f"{count:.1f}M" if count >= 10 else f"{count:.3g}M"
+
+
+def _draw_bars(
+    axes: Axes, names: list[str], series: dict[str, list[float]], *, title: str, unit: str, label_of: Callable[[float], str]
+) -> None:
     """A group of bars for each name, a bar for each series."""
     height = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
@@ -117,10 +136,10 @@ def _draw_bars(axes: Axes, names: list[str], series: dict[str, list[float]], *, 
         positions = [number + offset for number in range(len(names))]
         color = "0.7" if label == "published" else None
         bars = axes.barh(positions, values, height * 0.9, label=label, color=color)
-        axes.bar_label(bars, fmt=value_format, padding=3, fontsize=8)
+        axes.bar_label(bars, fmt=label_of, padding=3, fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set(title=title, xlabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=len(series))  # above: it hides no bar

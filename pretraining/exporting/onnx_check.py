@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from transformers import BertTokenizer
 
-from pretraining.scripts.onnx_export import INPUTS, ExportModule
-from pretraining.scripts.tables import markdown_table
-from pretraining.scripts.timing import TURN_SECONDS, time_in_turn
+from pretraining.exporting.onnx_export import INPUTS, ExportModule
+from pretraining.reporting.tables import markdown_table
+from pretraining.reporting.timing import TURN_SECONDS, time_in_turn
 from pretraining.utils import UserError
 
 TOLERANCE = 1e-3  # float32 rounding of a deep model stays far below it, a wrong graph is far above it
@@ -51,7 +51,7 @@ def open_session(path: Path, cores: int) -> Any:
 
 
 def difference(module: ExportModule, path: Path, tokenizer: BertTokenizer) -> Difference:
-    """Compares an exported file with PyTorch on real texts: one alone, all in one padded batch, and in pairs."""
+    """Compares an exported file with PyTorch on real texts: one by itself, all in one padded batch, and in pairs."""
     exported = open_session(path, cores=1)
     cut = {"padding": True, "truncation": True, "max_length": module.model.config.max_position_embeddings, "return_tensors": "pt"}
     batches = [tokenizer(SENTENCES[1:2], **cut), tokenizer(SENTENCES, **cut), tokenizer(SENTENCES[:4], SENTENCES[4:], **cut)]

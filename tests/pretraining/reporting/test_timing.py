@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pretraining.scripts.timing import time_in_turn
+from pretraining.reporting.timing import time_in_turn
 
 
 def test_runners_take_turns_and_the_first_round_is_a_warm_up():

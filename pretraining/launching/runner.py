@@ -1,20 +1,24 @@
 """Runs commands one after another and passes stop signals on to them."""
 
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+
+from pretraining.utils import STOP_SIGNALS
 
 
 class CommandRunner:
     """Runs commands one after another; a stop signal or a failed command ends this process.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to the running command, which writes its checkpoint before it ends.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 are passed on to the running command, which writes its checkpoint before it ends.
     """
 
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
         self.stop_signal = 0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self.stop)
 
@@ -24,16 +28,21 @@ class CommandRunner:
         if self.process is not None:
             self.process.send_signal(number)
 
-    def run(self, command: list[str]) -> None:
+    def run(self, command: list[str], note_error: Callable[[str], None] | None = None) -> None:
         """Runs one command to its end.
+
+        Args:
+            note_error: called with the line of the command's error; without it the command has the terminal for itself.
 
         Raises:
             SystemExit: with 128 + the signal's number after a stop signal, else with the status of a command that failed.
         """
         self.exit_if_stopped()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE if note_error else None)
         if self.stop_signal:  # arrived while the process was started
             self.process.send_signal(self.stop_signal)
+        if note_error:
+            pass_on_and_note(self.process, note_error)
         status = self.process.wait()
         self.process = None
         self.exit_if_stopped()
@@ -44,3 +53,16 @@ class CommandRunner:
         """Exits with the signal's status; the command's own may be another, as torchrun's is 1."""
         if self.stop_signal:
             sys.exit(128 + self.stop_signal)
+
+
+def pass_on_and_note(process: subprocess.Popen, note_error: Callable[[str], None]) -> None:
+    """Copies the stderr of a process as it comes; notes the line that begins with "error: "."""
+    assert process.stderr is not None
+    rest = b""
+    while block := os.read(process.stderr.fileno(), 1 << 16):
+        sys.stderr.buffer.write(block)
+        sys.stderr.buffer.flush()
+        *lines, rest = (rest + block).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            if line.startswith(b"error: "):
+                note_error(line.decode(errors="replace").removeprefix("error: "))

@@ -6,10 +6,10 @@ from statistics import median
 import torch
 from transformers import BertModel
 
-from pretraining.scripts.machine import device_name, devices
-from pretraining.scripts.published_models import published
-from pretraining.scripts.tables import markdown_table
-from pretraining.scripts.timing import TURN_SECONDS, time_in_turn
+from pretraining.reporting.machine import device_name, devices
+from pretraining.reporting.published_models import published
+from pretraining.reporting.tables import markdown_table
+from pretraining.reporting.timing import TURN_SECONDS, time_in_turn
 
 BATCH_SIZES = {"cpu": 4, "cuda": 64}
 
@@ -67,12 +67,12 @@ def speed_headers(speeds: Speeds) -> list[str]:
 
 
 def speed_cells(name: str, speeds: Speeds) -> list[str]:
-    """A model's table cells: speed-up and milliseconds a batch, for each device and length."""
+    """A model's table cells: speed-up and milliseconds per batch, for each device and length."""
     return [f"{speedups(seconds)[name]:.1f}× ({seconds[name] * 1e3:.1f} ms)" for seconds in speeds.values()]
 
 
 def speed_table(speeds: Speeds) -> str:
-    """Speed-up and milliseconds a batch of each model as Markdown, beside the published speed-up."""
+    """Speed-up and milliseconds per batch of each model as Markdown, beside the published speed-up."""
     names = next(iter(speeds.values()))
     rows = [["Model", *speed_headers(speeds), "Published"]]
     rows += [[name, *speed_cells(name, speeds), published(name).speedup] for name in names]
@@ -81,7 +81,7 @@ def speed_table(speeds: Speeds) -> str:
 
 def how_measured(rounds: int, rows: dict[str, int]) -> str:
     """The sentences that belong beside every speed-up; ``rows`` of a batch by device."""
-    where = "; ".join(f"{device.upper()}: {device_name(device)}, {size} rows a batch" for device, size in rows.items())
+    where = "; ".join(f"{device.upper()}: {device_name(device)}, {size} rows per batch" for device, size in rows.items())
     return (
         f"Speed-up: one forward of the encoder in float32 on the same random tokens, median of {rounds} rounds with the models in turn "
         f"after a warm-up. {where}; torch {torch.__version__}, {torch.get_num_threads()} CPU threads."

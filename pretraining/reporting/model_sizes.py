@@ -7,8 +7,8 @@ import torch
 from transformers import BertConfig, BertModel
 
 from pretraining.distillation.modeling import read_config
-from pretraining.scripts.published_models import STUDENT_CONFIGS, published
-from pretraining.scripts.tables import markdown_table
+from pretraining.reporting.published_models import STUDENT_CONFIGS, published
+from pretraining.reporting.tables import markdown_table
 
 SIZE_HEADER = [
     *("Model", "Layers", "Hidden", "FFN", "Heads", "Parameters", "Without embeddings"),
