@@ -89,7 +89,8 @@ def layer_bytes(config: Any, length: int, half: Any, eager: bool) -> int:
     else:
         token = 34 * hidden + 8 * inner
     if eager or not (half or size % 4 == 0):  # memory-efficient attention takes float32 heads that are multiples of 4
-        return token * length + (9 if half else 13) * heads * length * length
+        score = 13 if eager and not half else 9  # bytes of one: probability, dropout's mask, what dropout leaves; float32 that is not fused keeps a copy
+        return token * length + score * heads * length * length
     return (token + 4 * heads) * length
 
 
