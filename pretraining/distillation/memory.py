@@ -89,7 +89,7 @@ def layer_bytes(config: Any, length: int, half: Any, eager: bool) -> int:
     else:
         token = 34 * hidden + 8 * inner
     if eager or not (half or size % 4 == 0):  # memory-efficient attention takes float32 heads that are multiples of 4
-        score = 13 if eager and not half else 9  # bytes of one: probability, dropout's mask, what dropout leaves; float32 that is not fused keeps a copy
+        score = 13 if eager and not half else 9  # a probability, a byte of dropout's mask, and the result once or twice
         return token * length + score * heads * length * length
     return (token + 4 * heads) * length
 
