@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pretraining.corpus.locks import exclusive
 from pretraining.launching.machines import Machines
-from pretraining.launching.runner import CommandRunner
+from pretraining.launching.runner import CommandRunner, torchrun_arguments
 from pretraining.launching.variables import (
     SettingError,
     convert_texts,
@@ -235,6 +235,9 @@ def make_stage(settings: Settings, name: str, config: str, check: list[str], tra
     directory = f"{settings.saves}/{name}"
     common = train_arguments(settings, config, directory)
     flags = settings.precision + settings.compile
+    python = [settings.python]  # torchrun for several processes
+    if settings.processes > 1:
+        python += torchrun_arguments(settings.ngpu, settings.nnodes, settings.node_rank, settings.master_addr, settings.master_port)
     first_weights: list[str] = []
     if layers is not None:
         weights = f"{directory.removesuffix('_kd')}_init"  # rbt6_init, rbt3_init
@@ -246,7 +249,7 @@ def make_stage(settings: Settings, name: str, config: str, check: list[str], tra
         directory=directory,
         check=[settings.python, *common, *check, *flags, "--check_only"],
         first_weights=first_weights,
-        train=[*launcher(settings), *common, *train, *flags],
+        train=[*python, *common, *train, *flags],
     )
 
 
@@ -274,22 +277,6 @@ def train_arguments(settings: Settings, config: str, directory: str) -> list[str
         temperature=settings.temperature,
         random_seed=settings.seed,
     )
-
-
-def launcher(settings: Settings) -> list[str]:
-    """Python for one process, torchrun for several."""
-    if settings.processes == 1:
-        return [settings.python]
-    return [
-        *(settings.python, "-m", "pretraining.launching.torchrun"),
-        f"--nproc_per_node={settings.ngpu}",
-        f"--nnodes={settings.nnodes}",
-        f"--node_rank={settings.node_rank}",
-        f"--master_addr={settings.master_addr}",
-        f"--master_port={settings.master_port}",
-        "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
-        "--rdzv-conf=timeout=100",  # seconds to wait for the others, which have met before
-    ]
 
 
 def shards_command(settings: Settings) -> list[str]:

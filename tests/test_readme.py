@@ -179,7 +179,7 @@ def test_variables_are_those_of_distill_sh():
     assert sorted(named) == sorted({field.name for field in fields(Settings)} - {"recipe"})
     assert [name for name in named if f"\n{name}=${{{name}:-" not in script] == []
     calls = [call for block in ENGLISH for call in re.findall(r"sh distill\.sh(?: [\w-]+)?((?: \w+=[^\s`]+)+)", block.text)]
-    assert len(calls) == 4 and set(re.findall(r"(\w+)=", "".join(calls))) <= set(named)
+    assert len(calls) == 5 and set(re.findall(r"(\w+)=", "".join(calls))) <= set(named)
 
 
 def test_recipes_are_those_of_recipes_py():
@@ -213,7 +213,7 @@ def test_tasks_are_those_of_finetuning():
 def test_messages_are_those_of_the_code():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "pretraining").rglob("*.py"))
     messages = [code_spans(row[0])[0].strip("… ") for row in table("## If it stops")]
-    assert len(messages) == 7 and [message for message in messages if message not in sources] == []
+    assert len(messages) == 8 and [message for message in messages if message not in sources] == []
 
 
 def test_paths_of_contributing_exist():

@@ -109,15 +109,19 @@ class TrainingLog:
             losses /= self.world_size
         others = torch.stack([torch.stack([step.grad_norm, step.loss_scale]) for step in self.steps])
         self.windows.append(Window(self.steps, names, torch.cat([losses, others], dim=1)))
-        self.steps = []
+        newest, self.steps = self.steps[-1], []
+        loss = None
         while len(self.windows) > (0 if wait else 1):
-            self._write_window(self.windows.pop(0), bar)
+            loss = self._write_window(self.windows.pop(0), bar)
+        if loss is not None:
+            self._show_speed(newest, bar, loss)
 
-    def _write_window(self, window: "Window", bar: tqdm) -> None:
+    def _write_window(self, window: "Window", bar: tqdm) -> float:
+        """Returns the last total loss."""
         rows = window.rows()
         for step, (*values, grad_norm, loss_scale) in zip(window.steps, rows):
             self._write_step(step, dict(zip(window.names, values)), grad_norm, loss_scale, bar)
-        self._show_speed(window.steps[-1], bar, loss=rows[-1][0])
+        return rows[-1][0]
 
     def _write_step(self, step: Step, losses: dict[str, float], grad_norm: float, loss_scale: float, bar: tqdm) -> None:
         scalars = {**losses, "grad_norm": grad_norm}

@@ -9,6 +9,20 @@ from collections.abc import Callable
 from pretraining.utils import STOP_SIGNALS
 
 
+def torchrun_arguments(ngpu: int, nnodes: int, node_rank: int, master_addr: str, master_port: int) -> list[str]:
+    """What follows ``python`` for several processes, on one machine or more."""
+    return [
+        *("-m", "pretraining.launching.torchrun"),
+        f"--nproc_per_node={ngpu}",
+        f"--nnodes={nnodes}",
+        f"--node_rank={node_rank}",
+        f"--master_addr={master_addr}",
+        f"--master_port={master_port}",
+        "--shutdown-timeout=1800",  # seconds after a signal, to finish a step and write a checkpoint
+        "--rdzv-conf=timeout=100",  # seconds to wait for the others, which have met before
+    ]
+
+
 class CommandRunner:
     """Runs commands one after another; a stop signal or a failed command ends this process.
 

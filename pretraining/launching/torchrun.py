@@ -14,8 +14,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-from pretraining.corpus.batches import STOP_SIGNALS
-from pretraining.utils import UserError, first_line, run_script
+from pretraining.utils import STOP_SIGNALS, UserError, first_line, run_script
 
 
 def main(argv: list[str] | None = None) -> None:

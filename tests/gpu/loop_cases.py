@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
+from tqdm import tqdm
 
 from pretraining.distillation.distiller import DistillationStep
 from pretraining.distillation.evaluation import loss_hits_tokens
@@ -40,6 +41,7 @@ def loop(chosen: setting.Setting, precision: str, compiled: bool = False, steps:
     torch._dynamo.utils.counters.clear()
     seen: dict[str, set[str]] = {name: set() for name in ("batches", "losses", "gradients")}
     saved: list[int] = []
+    shown: list[int] = []
     with tempfile.TemporaryDirectory() as directory, fake_cuda() as device, watched(device, seen):
         accumulation = {"train_batch_size": 2 * micro_batches, "gradient_accumulation_steps": micro_batches}
         args = setting.arguments(Path(directory), steps=steps, **accumulation, **HALF[precision])
@@ -52,6 +54,7 @@ def loop(chosen: setting.Setting, precision: str, compiled: bool = False, steps:
         def at_step(step: int, own: Any) -> None:
             device.step = step
 
+        tqdm.set_postfix = lambda *args, **options: shown.append(device.step)
         optimizer = setting.train(distiller, setting.batches(), callback=lambda step, state: saved.append(step), step_callback=at_step)
         return {
             "student": kinds(parameters.values()),
@@ -61,6 +64,7 @@ def loop(chosen: setting.Setting, precision: str, compiled: bool = False, steps:
             "without_gradient": sorted(missing),
             "graphs": torch._dynamo.utils.counters["stats"]["unique_graphs"],
             "saved": saved,
+            "shown": shown,
             "reads": sorted(device.reads),
             "blocking": sorted(device.blocking),
             "waits": sorted(device.waits),

@@ -108,6 +108,13 @@ def test_losses_are_read_when_they_have_long_arrived(result):
 
 
 @every_loop
+def test_a_speed_is_shown_once_when_losses_are_written(result):
+    """Two windows of losses arrive together at a checkpoint; the time between them says nothing about the speed."""
+    last = result["saved"][0]
+    assert result["shown"] == [*range(20, last, 10), last]
+
+
+@every_loop
 def test_only_copies_mix_devices(result):
     """A CUDA kernel refuses a tensor on the host, except, in some, a scalar; fake tensors let scalars pass in all."""
     assert result["mixed"] == []
