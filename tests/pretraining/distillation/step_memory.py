@@ -16,9 +16,10 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from pretraining.config import TrainingArguments
-from pretraining.distillation.distiller import Distiller, make_optimizer
+from pretraining.distillation.distiller import Distiller
 from pretraining.distillation.memory_trace import trace_step
 from pretraining.distillation.modeling import build_student, half_dtype, prepare_models
+from pretraining.distillation.optimizer import make_optimizer
 from pretraining.matches import get_matches
 
 SMALL = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -36,10 +37,9 @@ def measured_peak(args: TrainingArguments, student: BertConfig, teacher: BertCon
     models = build_student(student, None).train(), BertForMaskedLM(teacher) if teacher else None
     prepare_models(*models, device=torch.device("cpu"), half=half_dtype(args), compiled=False)
     distiller = Distiller(args, *models, matches, torch.device("cpu"))
-    optimizer = make_optimizer(distiller.module, args)
+    optimizer = make_optimizer(distiller.module.student, distiller.module.projections, args)
     for samples in (1, size):  # the first step makes the optimizer's state
         batch = make_batch(args, student.vocab_size, samples)
-        distiller.share_mask_count([batch])
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         with distiller.float32_products():
             distiller.loss(batch)[0].backward()
@@ -55,6 +55,7 @@ def make_batch(args: TrainingArguments, vocabulary: int, size: int) -> dict[str,
         "input_ids": torch.randint(vocabulary, (size, length)),
         "masked_positions": torch.stack([torch.randperm(length)[:masked] for _ in range(size)]),
         "labels": torch.randint(vocabulary, (size, masked)),
+        "mean_masked": torch.tensor(float(size * masked)),
     }
 
 
