@@ -1,6 +1,6 @@
 """The memory of a training step on a GPU, by formula: which ``forward_batch`` fits a card.
 
-``memory_trace.trace_step`` counts the same from the real models, and a test holds the two together. The formula needs no torch, and no time.
+``memory_trace.trace_step`` counts the same from the real models, and a test holds the two together. The formula needs no torch.
 """
 
 from math import ceil

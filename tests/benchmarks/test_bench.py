@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, inputs
+from benchmarks import bench, inputs, startup
 from pretraining.utils import UserError
 
 
@@ -41,3 +41,10 @@ def test_an_empty_text_is_refused(tmp_path: Path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(UserError, match="empty.txt: no text in it"):
         inputs.write_sample(tmp_path / "sample.txt", [tmp_path / "empty.txt"])
+
+
+@pytest.mark.slow
+def test_startup_times_every_kind_of_start(capsys: pytest.CaptureFixture):
+    startup.main(["--gigabytes", "0.002", "--megabytes", "1", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1].split()[0] for line in lines[:2]] == ["first", "later"] and lines[0].startswith("2 files, 0.002 GB")

@@ -231,6 +231,59 @@ def of_other_columns(data: Path, marker: Path) -> None:
     rewrite(data, lambda schema, arrays: (pa.schema([("script", pa.string())]), [pa.array(["import os"] * len(arrays[0]))]))
 
 
+def with_other_rows(data: Path, change) -> None:
+    """``change`` gets the lists of both columns and spoils them."""
+
+    def changed(schema, arrays):
+        columns = [array.to_pylist() for array in arrays]
+        change(*columns)
+        return schema, [pa.array(column, field.type) for column, field in zip(columns, schema)]
+
+    rewrite(data, changed)
+
+
+def with_ids_beyond_the_vocabulary(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: ids[3].__setitem__(5, 255))
+
+
+def with_a_null_row(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: continues.__setitem__(3, None))
+
+
+def with_a_null_token(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: ids[3].__setitem__(5, None))
+
+
+def with_a_short_row(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: (ids[3].pop(), continues[3].pop()))
+
+
+def with_a_long_row(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: (ids[3].append(7), continues[3].append(False)))
+
+
+def with_an_empty_row(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: (ids.append([]), continues.append([])))
+
+
+def with_columns_of_different_rows(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: continues[-1].append(False))
+
+
+def with_a_short_row_before_others(data: Path, marker: Path) -> None:
+    """Each record batch is right by itself."""
+    with pa.OSFile(str(data)) as source:
+        batches = list(pa.ipc.open_stream(source))
+    assert len(batches[-1]["input_ids"][-1]) < 30
+    with pa.OSFile(str(data), "wb") as sink, pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in [*batches, *batches]:
+            writer.write_batch(batch)
+
+
+def that_continues_a_word_of_another_file(data: Path, marker: Path) -> None:
+    with_other_rows(data, lambda ids, continues: continues[0].__setitem__(0, True))
+
+
 def of_garbage(data: Path, marker: Path) -> None:
     data.write_bytes(b"\xa5" * data.stat().st_size)
 
@@ -240,8 +293,23 @@ def of_a_pickle(data: Path, marker: Path) -> None:
     data.write_bytes(payload + bytes(data.stat().st_size - len(payload)))
 
 
+OTHER_ROWS = [
+    with_ids_beyond_the_vocabulary,
+    with_a_null_row,
+    with_a_null_token,
+    with_a_short_row,
+    with_a_long_row,
+    with_an_empty_row,
+    with_columns_of_different_rows,
+    with_a_short_row_before_others,
+    that_continues_a_word_of_another_file,
+]
+
+
 @pytest.mark.parametrize("knows_the_checksum", [False, True])
-@pytest.mark.parametrize("spoil", [with_a_pickled_type, with_features, with_offsets_outside, of_other_columns, of_garbage, of_a_pickle])
+@pytest.mark.parametrize(
+    "spoil", [with_a_pickled_type, with_features, with_offsets_outside, of_other_columns, of_garbage, of_a_pickle, *OTHER_ROWS]
+)
 def test_a_malicious_cached_shard_is_rebuilt(spoil, knows_the_checksum, tiny_tokenizer, tmp_path, marker):
     """Its shard.json says the right fingerprint and size; with ``knows_the_checksum`` all of it fits."""
     tiny.write_text(tmp_path / "text.txt", tiny.paragraphs(20, seed=1), tiny_tokenizer)

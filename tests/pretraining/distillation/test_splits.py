@@ -30,6 +30,14 @@ def arguments(corpus, output_dir: Path, batch: int, accumulation: int, **changes
 
 
 @pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tiny.Corpus:
+    """With a text of unknown characters, which are never masked."""
+    made = tiny.Corpus(tmp_path_factory.mktemp("splits") / "corpus")
+    tiny.write_text(made.directory / "long.txt", [*tiny.paragraphs(14, seed=1), "龘" * 200], made.tokenizer)
+    return made
+
+
+@pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory) -> Path:
     """Five steps of eight samples, a forward each."""
     directory = tmp_path_factory.mktemp("splits") / "whole"
@@ -207,7 +215,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step_and_one_process_
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_in_the_last_step_stops_both(two_processes, whole):
-    directory, ended = two_processes["stopped at the end"]
+    directory, ended, _ = two_processes["stopped at the end"]
     assert ended == ("exit 143", "exit 143")
     assert_same_training(directory, whole)
     assert not (directory / "eval.json").exists()
