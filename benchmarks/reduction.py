@@ -17,7 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from benchmarks.rows import Row, faster, print_table
-from pretraining.utils import ArgumentParser, positive_int, run_script
+from pretraining.utils import ArgumentParser, UserError, positive_int, run_script
 
 SIDES = ("asynchronous", "blocking")
 
@@ -44,6 +44,8 @@ def row_of(world_size: int, steps: int, rounds: int) -> Row:
             process.start()
         for process in processes:
             process.join()
+        if any(process.exitcode for process in processes):
+            raise UserError("a process of the benchmark failed; its error is above")
         seconds = json.loads((Path(work) / "seconds.json").read_text())
     return faster(
         f"a step of {world_size} processes: one asynchronous reduction / two blocking ones", *(seconds[side] for side in SIDES), 1

@@ -185,6 +185,8 @@ def check_numbers(settings: Settings) -> None:
         )
     if settings.node_rank >= settings.nnodes:
         raise SettingError(f"node_rank={settings.node_rank}: must be less than nnodes={settings.nnodes}; the machines count from 0")
+    if settings.recipe.two_stage and settings.processes > 1 and settings.master_port == 65535:
+        raise SettingError("master_port=65535: the second stage uses the port after it; give a smaller one")
     if settings.global_batch % settings.processes:
         raise SettingError(f"global_batch={settings.global_batch}: not divisible by ngpu={settings.ngpu} times nnodes={settings.nnodes}")
     if settings.forward_batch and settings.process_batch % settings.forward_batch and settings.forward_batch < settings.process_batch:

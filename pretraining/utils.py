@@ -26,7 +26,7 @@ class UserError(Exception):
     """An error that the user can fix. The message says what is wrong, where, and what to do."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message; some libraries add advice below it."""
     return f"{error}\n".splitlines()[0] or type(error).__name__
 

@@ -100,7 +100,7 @@ def watched(run: Run) -> Iterator[dist.Store | None]:
         raise
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
-        watch.fail(error)
+        watch.fail(error, at_once=run.device.type == "cuda")  # to destroy NCCL's group is collective, and the others do not come
         raise
     finally:
         watch.stop()

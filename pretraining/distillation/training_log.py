@@ -87,7 +87,7 @@ class TrainingLog:
                     stale.unlink()
             _wait_for_a_newer_file_name(self.output_dir)
             threading.excepthook = _ignore_failed_tensorboard_write
-            with self.disk_full_as_user_error():
+            with self.failed_write_as_user_error():
                 self.writer = SummaryWriter(args.output_dir, purge_step=start_step + 1 if start_step else None)
 
     def add(self, step: Step) -> None:
@@ -127,7 +127,7 @@ class TrainingLog:
         scalars = {**losses, "grad_norm": grad_norm}
         if np.isfinite(list(scalars.values())).all():
             if self.rank == 0:
-                with self.disk_full_as_user_error():
+                with self.failed_write_as_user_error():
                     for name, value in {**scalars, "learning_rate": step.learning_rate}.items():
                         self.writer.add_scalar(f"scalar/{name}", value, step.number)
         elif self.args.fp16 and loss_scale >= 1:  # below 1 no scale is small enough, so the scale is not the cause
@@ -160,6 +160,7 @@ class TrainingLog:
         indices = self.batches.examples_of_step(step)
         path = self.output_dir / f"nonfinite_step{step}.json"
         if self.rank == 0:
+            self.flush()
             losses = {name: str(value) for name, value in values.items()}
             examples = {"examples": indices.tolist(), "begin_with": self.batches.beginnings(indices)}
             write_json(path, {"step": step, "losses": losses, **examples})
@@ -174,11 +175,11 @@ class TrainingLog:
 
     def flush(self) -> None:
         """Writes the scalars to the disk; for rank 0."""
-        with self.disk_full_as_user_error():
+        with self.failed_write_as_user_error():
             self.writer.flush()
 
     @contextmanager
-    def disk_full_as_user_error(self) -> Iterator[None]:
+    def failed_write_as_user_error(self) -> Iterator[None]:
         """Turns a full disk into one line; TensorBoard raises an OSError that names no file."""
         try:
             yield
@@ -190,7 +191,8 @@ class TrainingLog:
 
 def _wait_for_a_newer_file_name(output_dir: Path) -> None:
     """TensorBoard reads event files in the order of their names: whole seconds, host, process. The host's clock may be a little behind."""
-    newest = max((int(path.name.split(".")[3]) for path in output_dir.glob("events.out.tfevents.*")), default=0)
+    seconds = [path.name.split(".")[3] for path in output_dir.glob("events.out.tfevents.*")]
+    newest = max((int(second) for second in seconds if second.isdigit()), default=0)
     end = time.monotonic() + 10
     while int(time.time()) <= newest and time.monotonic() < end:
         time.sleep(0.05)

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,10 @@ class Watch:
         self.rank, self.others = rank, [other for other in range(world_size) if other != rank]
         self.machine = os.environ.get("GROUP_RANK") or socket.gethostname()  # torchrun numbers the machines
         self.last_beats: dict[int, tuple[bytes, float]] = {}  # of the others: the last one and when it was new
-        self.over, self.stopped, self.ending = threading.Event(), threading.Event(), threading.Lock()
+        self.over, self.stopped = threading.Event(), threading.Event()
+        self.ending, self.asking = threading.Lock(), threading.Lock()
+        self.failure: str = ""  # the first of the run, when it is known
+        self.prints: bool | None = None  # whether this process prints it
         self.last_answer = time.monotonic() + self.limit  # of the store; the others may take that long to start
         self.thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         threading.Thread(target=self._watch_the_store, name="watch of the store", daemon=True).start()
@@ -100,9 +104,11 @@ class Watch:
                 if lost := [other for other in self.others if self._silence(other) > self.limit]:
                     self._first_failure(f"{self._name(lost[0])} was lost: no sign of life for {self.limit:.0f} s; {AGAIN}")
                 if self.store.check(["failed"]):
-                    self.store.add("heard", 1)
+                    line = self._first_failure("")
+                    self._prints_for_its_machine()
+                    self.store.add("heard", 1)  # from here on the store may end
                     if not self.over.wait(BEAT):  # unless the main thread ends this process for the same reason
-                        self.end(self._first_failure(""))
+                        self.end(line)
         except dist.DistError:
             if not self.over.is_set():
                 self.end(self._store_lost())
@@ -136,16 +142,19 @@ class Watch:
         self.thread.join()
         self.stopped.set()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, at_once: bool = False) -> None:
         """Tells the others that this process ends because of ``error``; they end with its line.
+
+        Args:
+            at_once: prints the error and ends this process here.
 
         Raises:
             SystemExit: status 2; a process of this machine has printed the line.
         """
         self.over.set()
         if _is_broken_connection(error):
-            self._end_after_broken_connection()
-        line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"  # type: ignore[arg-type]
+            self._end_after_broken_connection(error)
+        line = str(error) if isinstance(error, UserError) else _name_of(error)
         try:
             self._first_failure(f"{self._name(self.rank)}: {line}")
             prints, heard = self._prints_for_its_machine(), self.store.add("heard", 1)
@@ -155,6 +164,11 @@ class Watch:
                 heard = self.store.add("heard", 0)
         except dist.DistError:  # the store ended before
             prints = True
+        if at_once and isinstance(error, UserError):
+            self.end(line)
+        if at_once:
+            traceback.print_exception(error)
+            self.end("", status=1)
         if isinstance(error, UserError) and not prints:
             sys.exit(2)
 
@@ -175,8 +189,10 @@ class Watch:
         sys.stderr.flush()
         os._exit(status)
 
-    def _end_after_broken_connection(self) -> NoReturn:
+    def _end_after_broken_connection(self, error: BaseException) -> NoReturn:
         """Finds out which process is gone: one that told why, or one that shows no life any more."""
+        if os.environ.get("MINIRBT_TRACEBACK") == "1":
+            traceback.print_exception(error)
         try:
             end = time.monotonic() + 5 * BEAT
             while time.monotonic() < end and not self.store.check(["failed"]):
@@ -184,7 +200,7 @@ class Watch:
                 self._read_beats()
             lost = max(self.others, key=self._silence)
             if self.store.check(["failed"]) or self._silence(lost) < 3 * BEAT:
-                self.end(self._first_failure(f"the connection between the processes broke; {AGAIN}"))
+                self.end(self._first_failure(f"the connection between the processes broke ({_name_of(error)}); {AGAIN}"))
             line = self._first_failure(f"{self._name(lost)} was lost: its connections broke; {AGAIN}")
             if "GROUP_RANK" in os.environ and json.loads(self.store.get(f"place {lost}"))[1] == self.machine:
                 self.end("", status=143)  # torchrun saw it end, and reports how
@@ -194,17 +210,29 @@ class Watch:
 
     def _first_failure(self, line: str) -> str:
         """The line of the first failure of the run; ``line``, if there was none before."""
-        return self.store.compare_set("failed", "", line).decode()
+        self.failure = self.store.compare_set("failed", "", line).decode()
+        return self.failure
 
     def _prints_for_its_machine(self) -> bool:
-        return self.store.add(f"lines of {self.machine}", 1) == 1
+        """True in one process of each machine; the store is asked once."""
+        with self.asking:
+            if self.prints is None:
+                self.prints = self.store.add(f"lines of {self.machine}", 1) == 1
+        return self.prints
 
     def _name(self, rank: int) -> str:
         return f"process {rank} on {json.loads(self.store.get(f'place {rank}'))[0]}"
 
     def _store_lost(self) -> str:
+        if self.failure:
+            return self.failure
         who = "machine 0" if "GROUP_RANK" in os.environ else "process 0"
         return f"{who} ({os.environ['MASTER_ADDR']}) was lost: its connections broke or it shows no life; {AGAIN}"
+
+
+def _name_of(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _is_broken_connection(error: BaseException) -> bool:

@@ -57,6 +57,7 @@ class Machines:
             self.told["failed"] = str(error)
             raise
         except SystemExit as ended:
+            self.told["stopped"] = isinstance(ended.code, int) and ended.code > 128  # by a signal, so that it may start again
             self.told["failed"] = self.told.get("line") or f"ended with status {ended.code}"
             raise
         finally:
@@ -105,7 +106,7 @@ class Machines:
 
     def _tell(self) -> None:
         self.told["beat"] += 1
-        write_json(self._path(self.rank), self.told)
+        write_json(self._path(self.rank), dict(self.told))  # the main thread adds to it
 
     def _renew(self) -> None:
         is_over = False
@@ -122,7 +123,8 @@ class Machines:
         if told is None:
             return False
         is_of_this_start = told != self.first_seen[other]
-        if "failed" in told and (is_of_this_start or waited > GRACE and self._seconds_before_this_start(other) < RECENT_FAILURE):
+        failed_before = waited > GRACE and not told.get("stopped") and self._seconds_before_this_start(other) < RECENT_FAILURE
+        if "failed" in told and (is_of_this_start or failed_before):
             raise UserError(f"machine {other} ({told['host']}): {told['failed']}")
         if not is_of_this_start:
             return False

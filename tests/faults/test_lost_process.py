@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretraining.distillation import checkpoint, evaluation, training
+from pretraining.distillation import checkpoint, evaluation, training, watch
 from tests import tiny
 from tests.faults.forking import Run
 from tests.workplace import command_line, on_a_terminal
@@ -79,6 +79,13 @@ def prepare(what: str, where: str) -> None:
         training.train = train_with_it
 
 
+def prepare_as_on_a_gpu(what: str, where: str) -> None:
+    """There a process that fails ends at once: NCCL would wait for the others."""
+    fail = watch.Watch.fail
+    watch.Watch.fail = lambda self, error, at_once: fail(self, error, at_once=True)
+    prepare(what, where)
+
+
 PLACES = [
     (1, "loading"),  # the other way round, process 1 may still be starting
     *((rank, where) for rank in (0, 1) for where in ("a step", "the last step", "evaluation")),
@@ -131,17 +138,17 @@ def test_one_that_never_starts_is_not_waited_for(missing, work):
     )
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_one_out_of_memory_ends_both_with_one_line(failing, work):
-    runs = start_two(work, prepare={failing: functools.partial(prepare, "out of memory", "a step")})
+@pytest.mark.parametrize(("failing", "prepare_it"), [(0, prepare), (1, prepare), (0, prepare_as_on_a_gpu)])
+def test_one_out_of_memory_ends_both_with_one_line(failing, prepare_it, work):
+    runs = start_two(work, prepare={failing: functools.partial(prepare_it, "out of memory", "a step")})
     assert [run.status(timeout=110) for run in runs.values()] == [2, 2]
     lines = [line for run in runs.values() for line in on_a_terminal(run.log.read_text()).split("\n") if line.startswith("error: ")]
-    assert len(lines) == 1 and "out of GPU memory with 2 samples a forward" in lines[0]
+    assert len(lines) == 1 and "out of GPU memory with 2 samples per forward pass" in lines[0]
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_fault_of_the_program_shows_one_traceback(failing, work):
-    runs = start_two(work, prepare={failing: functools.partial(prepare, "fault", "a step")})
+@pytest.mark.parametrize(("failing", "prepare_it"), [(0, prepare), (1, prepare), (1, prepare_as_on_a_gpu)])
+def test_a_fault_of_the_program_shows_one_traceback(failing, prepare_it, work):
+    runs = start_two(work, prepare={failing: functools.partial(prepare_it, "fault", "a step")})
     assert runs[1 - failing].status(timeout=110) == 2 and runs[failing].status() == 1
     assert runs[failing].log.read_text().count("Traceback") == 1 and "AttributeError: a fault" in runs[failing].log.read_text()
     assert "Traceback" not in runs[1 - failing].log.read_text()

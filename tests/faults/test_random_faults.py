@@ -44,6 +44,7 @@ LEFT_OUT = {
     "training_state.pt": "torch.save notes its own file name in it",
     "checksums.json": "has the checksum of training_state.pt",
     "events.out.tfevents.*": "has times; the scalars are compared by value",
+    "files.json": "what is known of files: their times and inodes",
     "cws_model.bin": "LTP writes the weights in random order; the words that it finds are compared",
 }  # and the files of locks, which name the process
 

@@ -87,7 +87,7 @@ def test_largest_forward_batch_of_the_published_recipes(name: str, expected: lis
     assert [largest_forward_batch(card, *arguments, 512, BF16, 4096) for card in cards] == expected
 
 
-@pytest.mark.parametrize("train_batch_size, expected", [(4096, 128), (512, 128), (96, 32), (64, 64), (33, 1)])
+@pytest.mark.parametrize("train_batch_size, expected", [(4096, 128), (512, 128), (96, 96), (375, 125), (64, 64), (33, 33), (997, 1)])
 def test_largest_forward_batch_divides_the_batch(train_batch_size: int, expected: int):
     assert largest_forward_batch(24 * 10**9, *STAGES["h256"].arguments(), 512, BF16, train_batch_size) == expected
 
