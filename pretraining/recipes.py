@@ -331,6 +331,7 @@ def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, m
         runner.run(shards_command(settings), note_error)
     if settings.ngpu > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else C++ frames follow the line of a lost process
     for place, stage in enumerate(stages, 1):
         machines.meet(place, runner.exit_if_stopped)
         print(f"==== {stage.directory}", flush=True)

@@ -169,7 +169,7 @@ def audit(tmp_path):
         program.parent.mkdir()
         program.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\nexit {status}\n")
         program.chmod(0o755)
-        command = ["make", "--old-file=.venv/installed", "audit", f"AUDIT={tmp_path}"]
+        command = ["make", "--no-print-directory", "--old-file=.venv/installed", "audit", f"AUDIT={tmp_path}"]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         return ended.returncode, ended.stdout, ended.stderr
 

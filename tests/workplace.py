@@ -224,7 +224,8 @@ def entries(directory: Path) -> dict[str, tuple]:
     """
     found = {}
     for path in sorted(directory.rglob("*")):
-        if tiny.is_lock(path) or path.is_dir() and any(path.iterdir()) and all(map(tiny.is_lock, path.iterdir())):
+        files = [inner for inner in path.rglob("*") if not inner.is_dir()]
+        if tiny.is_lock(path) or path.is_dir() and files and all(map(tiny.is_lock, files)):
             continue
         status = path.lstat()
         content = path.read_bytes() if path.is_file() and not path.is_symlink() and status.st_size < 1 << 20 else status.st_size

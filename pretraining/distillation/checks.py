@@ -70,10 +70,15 @@ def check_models(args: TrainingArguments, tokenizer: Any) -> ModelPlan:
     if not args.output_encoded_layers and any(match["feature"] == "hidden" for match in matches):
         raise UserError("--output_encoded_layers false: the matches need hidden states; drop one of the two")
     _check_vocabularies(args, tokenizer, student, teacher)
+    check_length(args, student, teacher)
+    return ModelPlan(student, teacher, matches)
+
+
+def check_length(args: TrainingArguments, student: BertConfig, teacher: BertConfig | None) -> None:
+    """Refuses samples that are longer than the models' positions."""
     for config, path in ((student, args.student_config), (teacher, args.teacher_name_or_path)):
         if config and args.max_seq_length > config.max_position_embeddings:
             raise UserError(f"--max_seq_length {args.max_seq_length}: {path} has only {config.max_position_embeddings} positions")
-    return ModelPlan(student, teacher, matches)
 
 
 def _check_vocabularies(args: TrainingArguments, tokenizer: Any, student: BertConfig, teacher: BertConfig | None) -> None:

@@ -56,6 +56,7 @@ def end_as(failures: list[ProcessFailure]) -> None:
     if first.exitcode > 0:
         sys.exit(first.exitcode)
     name = signal.Signals(-first.exitcode).name
+    print(file=sys.stderr)  # the line of a progress bar may not have ended
     reason = "; is the machine out of memory?" if name == "SIGKILL" else ""
     raise UserError(f"process {first.local_rank} of this machine was killed by {name}{reason}; run the same command again to resume")
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BertConfig
 
 from pretraining.config import TrainingArguments, parse
+from pretraining.distillation.checks import check_length
 from pretraining.distillation.gpus import Card, roofline_seconds
 from pretraining.distillation.memory import largest_forward_batch, parameter_count
 from pretraining.distillation.memory_trace import StepCost, trace_step
@@ -58,6 +59,7 @@ def read_training(stage: Stage) -> Training:
     student = read_config(args.student_config, "the student's config")
     teacher = read_teacher(args.teacher_name_or_path) if args.teacher_name_or_path else None
     matches = get_matches(args.matches, student, teacher) if teacher else []
+    check_length(args, student, teacher)
     return Training(Path(stage.directory).name, args, student, teacher, matches, has_first_weights=bool(stage.first_weights))
 
 

@@ -57,7 +57,7 @@ def test_train(work, at_work):
 
 def test_train_by_two_processes_ends_when_the_first_is_refused(work, at_work):
     first = at_work(TRAIN, "run/gs2", **LONG)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ended = workplace.run_there([*torchrun, TRAIN, *command_line(TRAIN, **LONG)], work)
     assert ended.status == 1 and first.process.exitcode is None
     assert ended.err.count(f"error: --output_dir run: in use by process {first.process.pid} on ") == 1

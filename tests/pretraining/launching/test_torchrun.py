@@ -34,7 +34,7 @@ def test_a_process_that_ends_with_an_error_gives_its_status_and_its_line_alone(t
 def test_a_process_that_a_signal_kills_is_named_in_one_line(name, reason, tmp_path):
     ended = run_two(f"if other: os.kill(os.getpid(), signal.{name})", tmp_path)
     assert (ended.status, ended.out) == (2, "")
-    assert ended.err == f"error: process 1 of this machine was killed by {name}{reason}; run the same command again to resume\n"
+    assert ended.err == f"\nerror: process 1 of this machine was killed by {name}{reason}; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
