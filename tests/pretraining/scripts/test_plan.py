@@ -74,6 +74,7 @@ def test_gpu_hours_are_hours_times_gpus(printed):
         (["--gpu", "H100", "--ngpu", "3"], "global_batch=4096: not divisible by ngpu=3"),
         (["--gpu", "H100", "ngpu=8"], "ngpu=8: give all GPUs of all machines as --ngpu"),
         (["--gpu", "H100", "train_step=8"], "train_step=8: no such variable; did you mean train_steps=…?"),
+        (["--gpu", "H100", "length=1024"], "--max_seq_length 1024: ./distill_configs/distill_rbt6.json has only 512 positions"),
         (["--gpu", "H100", "--mfu", "35"], "--mfu 35: must be a number above 0, up to 1"),
         (["--gpu", "H100", "teacher=./absent"], "absent/config.json: no such file"),
         ([], "the following arguments are required: --gpu"),
