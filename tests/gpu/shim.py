@@ -14,6 +14,11 @@ def _torch() -> Path:
     return Path(found.origin).parent
 
 
+def is_needed() -> bool:
+    """False if torch was built with CUDA: it registers its own device, and a second one ends the process."""
+    return not (_torch() / "lib" / "libtorch_cuda.so").exists()
+
+
 def build(compiler: str, directory: Path) -> Path:
     """Compiles the library with g++, in about two seconds; returns its path."""
     library, torch = directory / "libfake_cuda.so", _torch()
