@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, step_callback: Any = None, save_callback
     run, plan = check_run(args, tokenizer)
     if args.check_only:
         return
-    with watched(run) as store, locked_output_dir(run):
+    with watched(run) as store, locked_output_dir(run, store):
         start(run, plan, files, store, step_callback=step_callback, save_callback=save_callback)
 
 

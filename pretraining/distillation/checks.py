@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 import sysconfig
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from transformers import BertConfig
 
 from pretraining.config import TrainingArguments
@@ -51,11 +53,19 @@ def check_run(args: TrainingArguments, tokenizer: Any) -> tuple[Run, ModelPlan]:
     return Run(args, tokenizer, device, process, compiled, forward_passes(args, plan, device)), plan
 
 
-def locked_output_dir(run: Run) -> AbstractContextManager:
-    """Keeps a second command from training in the same directory; rank 0 holds the lock for all processes of the run."""
-    if not run.args.do_train or run.process.rank != 0:
-        return nullcontext()
-    return exclusive(Path(run.args.output_dir) / ".lock", f"--output_dir {run.args.output_dir}")
+@contextmanager
+def locked_output_dir(run: Run, store: dist.Store | None) -> Iterator[None]:
+    """Keeps a second command from training in the same directory; rank 0 holds the lock for all processes, which wait for it."""
+    if run.process.rank != 0:
+        assert store is not None
+        store.wait(["output_dir is locked"])
+        yield
+        return
+    output_dir = run.args.output_dir
+    with exclusive(Path(output_dir) / ".lock", f"--output_dir {output_dir}") if run.args.do_train else nullcontext():
+        if store is not None:
+            store.set("output_dir is locked", "")
+        yield
 
 
 def check_models(args: TrainingArguments, tokenizer: Any) -> ModelPlan:
