@@ -22,7 +22,7 @@ import torch.distributed as dist
 from pretraining.utils import UserError, first_line, positive_float
 
 BEAT = 1.0  # seconds between two signs of life
-LOST_AFTER = "75"  # seconds without one; torchrun takes up to 30 more to end a frozen process
+LOST_AFTER = "60"  # seconds without one; torchrun takes up to 30 more to end a frozen process
 AGAIN = "run the same command again to resume"
 
 

@@ -18,7 +18,7 @@ from pretraining.corpus.files import write_json
 from pretraining.utils import UserError
 
 BEAT = 2.0  # seconds between two renewals of a machine's file
-LOST_AFTER = 75.0  # seconds without one
+LOST_AFTER = 60.0  # seconds without one
 RECENT_FAILURE = 600.0  # a failure older than this before this machine's start belongs to an earlier one
 GRACE = 60.0  # seconds in which a machine that has just failed may start again
 NOTICE_AFTER, NOTICE_EVERY = 10.0, 600.0
