@@ -47,11 +47,12 @@ compiled: groups.Cases = {
     for precision in ("bf16", "fp16")
     for name, kind in KINDS.items()
 } | {"compiled, no teacher, bf16": ("without_teacher", {"precision": "bf16", "compiled": True, "steps": 2})}
-FIRST = ("compiled hidden_mse, projected, bf16", "compiled gram, projected, fp16", "compiled attention_ce_mean, bf16")
-quick: groups.Cases = {**long_runs, **students, **no_teacher, **mappings["bf16"], **{name: compiled[name] for name in FIRST}}
+every: groups.Cases = {**long_runs, **students, **no_teacher, **mappings["bf16"], **mappings["fp16"], **mappings["fp32"], **compiled}
 for _, published_mapping in STUDENTS.values():
-    del quick[f"{published_mapping}, bf16"]  # the student's own case has it
-slow: groups.Cases = {**mappings["fp16"], **mappings["fp32"], **{name: case for name, case in compiled.items() if name not in FIRST}}
+    del every[f"{published_mapping}, bf16"]  # the student's own case has it
+QUICK = (f"{LONG} steps, bf16", "MiniRBT-h256", "compiled hidden_mse, projected, bf16")
+quick: groups.Cases = {name: every[name] for name in QUICK}
+slow: groups.Cases = {name: case for name, case in every.items() if name not in QUICK}
 evaluations: groups.Cases = {"evaluation": ("evaluation", {"padded": False}), "evaluation, padded": ("evaluation", {"padded": True})}
 cases: groups.Cases = {**quick, **slow, **evaluations}
 
@@ -121,7 +122,7 @@ def test_only_copies_mix_devices(result):
 
 
 @pytest.mark.parametrize(
-    "result", [pytest.param(name, marks=[] if name in FIRST else pytest.mark.slow) for name in compiled], indirect=True
+    "result", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in compiled], indirect=True
 )
 def test_compile_makes_one_graph(result):
     """``fullgraph`` refuses a graph break; a second graph would be a recompilation."""
