@@ -309,11 +309,10 @@ def run_recipe(settings: Settings) -> None:
     stages = build_stages(settings)
     runner = CommandRunner()
     machines = Machines(Path(settings.saves, ".machines", settings.recipe.name), settings.node_rank, settings.nnodes)
-    note_error = machines.note_line if settings.nnodes > 1 else None
     result = stages[-1].directory
     with machines.running():
         for stage in stages:
-            runner.run(stage.check, note_error)
+            runner.run(stage.check, machines.note_error)
         require_assistant(settings)
         with exclusive(Path(result, ".distill.lock"), result) if settings.node_rank == 0 else nullcontext():
             run_stages(settings, stages, runner, machines)
@@ -323,12 +322,11 @@ def run_recipe(settings: Settings) -> None:
 
 def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, machines: Machines) -> None:
     """Writes the first weights and the shards, then trains."""
-    note_error = machines.note_line if settings.nnodes > 1 else None
     if settings.node_rank == 0:  # machine 0 writes what all machines read; the others wait for it
         for stage in stages:
             if stage.first_weights:
-                runner.run(stage.first_weights, note_error)
-        runner.run(shards_command(settings), note_error)
+                runner.run(stage.first_weights, machines.note_error)
+        runner.run(shards_command(settings), machines.note_error)
     if settings.ngpu > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else C++ frames follow the line of a lost process

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -207,6 +208,13 @@ def start(command: list[str], directory: Path, **environment) -> subprocess.Pope
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run_there(command: list[str], directory: Path, **environment) -> Ended:

@@ -12,8 +12,6 @@ import threading
 import time
 import traceback
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn
 
@@ -32,16 +30,6 @@ def lost_after() -> float:
         return positive_float(os.environ.get("MINIRBT_LOST_AFTER", LOST_AFTER))
     except ArgumentTypeError as error:
         raise UserError(f"MINIRBT_LOST_AFTER={error}") from None
-
-
-@contextmanager
-def _not_met_as_user_error(world_size: int) -> Iterator[None]:
-    try:
-        yield
-    except dist.DistError as error:
-        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
-        message = f"{where}: the {world_size} processes did not find each other within {lost_after():.0f} s ({first_line(error)})"
-        raise UserError(message) from None
 
 
 class Watch:
@@ -66,11 +54,14 @@ class Watch:
         self.failure: str = ""  # the first of the run, when it is known
         self.prints: bool | None = None  # whether this process prints it
         self.last_answer = time.monotonic() + self.limit  # of the store; the others may take that long to start
+        self.is_connected = False
         self.thread = threading.Thread(target=self._watch, name="watch", daemon=True)
         threading.Thread(target=self._watch_the_store, name="watch of the store", daemon=True).start()
         try:
-            with _not_met_as_user_error(world_size):
-                self._connect(world_size)
+            self._connect(world_size)
+        except dist.DistError as error:
+            self.stopped.set()
+            raise UserError(f"{self._store_lost()} ({first_line(error)})") from None
         except BaseException:
             self.stopped.set()
             raise
@@ -83,6 +74,7 @@ class Watch:
         self.store = dist.PrefixStore("watch", dist.TCPStore(address, port, is_master=False, timeout=timeout))  # for the other thread
         self.store.set(f"place {self.rank}", json.dumps([socket.gethostname(), self.machine]))
         self.store.set(f"beat {self.rank}", "0")
+        self.is_connected = True
         self._wait_for_the_others()
 
     def _wait_for_the_others(self) -> None:
@@ -226,6 +218,9 @@ class Watch:
     def _store_lost(self) -> str:
         if self.failure:
             return self.failure
+        if not self.is_connected:
+            where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+            return f"{where}: the {len(self.others) + 1} processes did not find each other within {self.limit:.0f} s"
         who = "machine 0" if "GROUP_RANK" in os.environ else "process 0"
         return f"{who} ({os.environ['MASTER_ADDR']}) was lost: its connections broke or it shows no life; {AGAIN}"
 

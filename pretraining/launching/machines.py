@@ -89,8 +89,12 @@ class Machines:
             exit_if_stopped()
             time.sleep(BEAT / 4)
 
-    def note_line(self, line: str) -> None:
-        """The last line of a command; the others get it if this machine fails."""
+    @property
+    def note_error(self) -> Callable[[str], None] | None:
+        """Takes the line of a command's error, which the others get if this machine fails; None if there are no others."""
+        return self._note_line if self.others else None
+
+    def _note_line(self, line: str) -> None:
         self.told["line"] = line
 
     # ---- files

@@ -4,7 +4,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from pretraining.distillation import checkpoint, evaluation, training, watch
 from tests import tiny
 from tests.faults.forking import Run
-from tests.workplace import command_line, on_a_terminal
+from tests.workplace import command_line, free_port, on_a_terminal
 
 pytestmark = pytest.mark.slow
 
@@ -22,12 +21,6 @@ TRAIN = "train.py"
 CHANGES = {"num_train_steps": 40, "ckpt_steps": 4, "keep_checkpoints": 0, "resume_from_checkpoint": "latest", "train_batch_size": 2}
 LAST = 12
 LOST_AFTER = 6  # seconds
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start_two(work: Path, ranks: str = "01", prepare: dict | None = None, **changes) -> dict[int, Run]:
@@ -124,9 +117,14 @@ def test_the_first_process_is_lost_while_the_other_starts_or_loads(what, work):
         runs[0].kill()
 
 
-@pytest.mark.parametrize("missing", [0, 1])
-def test_one_that_never_starts_is_not_waited_for(missing, work):
-    (run,) = start_two(work, ranks=str(1 - missing)).values()
+def hang_in_the_rendezvous() -> None:
+    """As where the address answers so slowly that torch tries again."""
+    torch.distributed.rendezvous = lambda *_, **__: time.sleep(300)
+
+
+@pytest.mark.parametrize(("missing", "prepare_it"), [(0, None), (1, None), (0, hang_in_the_rendezvous)])
+def test_one_that_never_starts_is_not_waited_for(missing, prepare_it, work):
+    (run,) = start_two(work, ranks=str(1 - missing), prepare={1 - missing: prepare_it}).values()
     assert run.status(timeout=110) == 2
     text = on_a_terminal(run.log.read_text())
     (line,) = [line for line in text.split("\n") if "error" in line.lower()]

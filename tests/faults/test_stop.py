@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests import workplace
-from tests.faults.test_lost_process import free_port
+from tests.workplace import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import traceback
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pretraining.corpus.masking import WholeWordMasker
 from pretraining.corpus.shards import ShardSpec, load_shards
 from pretraining.utils import UserError
 from tests import tiny
+from tests.workplace import free_port
 
 STEPS = 5
 
@@ -96,12 +96,6 @@ def test_a_run_goes_on_with_another_accumulation(corpus, whole, tmp_path):
         shutil.rmtree(directory / f"gs{step}")
     tiny.run_train(arguments(corpus, directory, 8, 4, resume_from_checkpoint="latest"))
     assert_same_training(directory, whole)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def disk_full(*_):

@@ -10,7 +10,7 @@ from pretraining.launching import machines
 from pretraining.launching.machines import Machines
 from pretraining.utils import UserError
 from tests import workplace
-from tests.faults.test_lost_process import free_port
+from tests.workplace import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests import workplace
-from tests.faults.test_lost_process import free_port
+from tests.workplace import free_port
 
 pytestmark = pytest.mark.slow
 
