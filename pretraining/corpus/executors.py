@@ -46,7 +46,7 @@ class Executor:
     workers: int = 1
     gpus_per_worker: int = 0
     cpus_per_task: int = 1
-    mem_per_cpu_gb: float = 2
+    mem_per_cpu_gb: int = 2
     partition: str = ""
     time: str = ""
     qos: str | None = None
@@ -69,7 +69,7 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=positive_int, help="tasks at the same time (default: as many as the GPUs of neural LTP, else 1)")
     group.add_argument("--gpus_per_worker", type=non_negative_int, help="GPUs of a worker (default: 1 where neural LTP finds GPUs)")
     group.add_argument("--cpus_per_task", default=1, type=positive_int, help="cores and threads of a worker, Slurm and Ray")
-    group.add_argument("--mem_per_cpu_gb", default=2.0, type=positive_float, help="memory per core in GB, Slurm and Ray")
+    group.add_argument("--mem_per_cpu_gb", default=2, type=positive_int, help="memory per core in GB, Slurm and Ray")
     group.add_argument("--partition", help="of Slurm")
     group.add_argument("--time", default="24:00:00", help="limit of a Slurm job, as in sbatch --time")
     group.add_argument("--qos", help="of Slurm")
