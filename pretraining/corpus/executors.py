@@ -7,6 +7,7 @@ command reads while it waits.
 import argparse
 import ctypes
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -252,7 +253,11 @@ def _count(folder: Path) -> int:
 
 def _start_local(step: Any, executor: Executor, lines: int) -> Run:
     from datatrove.executor import LocalPipelineExecutor
+    from multiprocess import forkserver
 
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command; workers inherit that they ignore it
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, handler)
     os.register_at_fork(after_in_child=_end_with_parent)  # datatrove's manager process would outlive a killed command
     count = len(step.tasks)
     return _in_thread(LocalPipelineExecutor([step], count, min(executor.workers, count), str(step.folder)), step.folder, "local", count)
@@ -265,7 +270,6 @@ def _end_with_parent() -> None:
 
 def _in_thread(pipeline: Any, folder: Path, kind: str, tasks: int) -> Run:
     def run() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the command; its workers inherit this
         try:
             pipeline.run()
         except BaseException as error:
@@ -327,7 +331,9 @@ def _start_ray(step: Any, executor: Executor, lines: int) -> Run:
     import ray
     from datatrove.executor import RayPipelineExecutor
 
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level="ERROR")  # RAY_ADDRESS names a cluster
+    ray.init(
+        ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )  # RAY_ADDRESS names a cluster
     has, memory = ray.cluster_resources(), executor.mem_per_cpu_gb * executor.cpus_per_task
     for name, wanted, there in (
         ("CPUs", executor.cpus_per_task, has.get("CPU", 0)),

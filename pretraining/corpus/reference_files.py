@@ -64,22 +64,24 @@ class ReferenceMaker:
                 report(work.part.lines)
                 return
             require_unchanged(work.text, work.part)
-            segment, find_references = load_models(self)
-            blocks = read_line_blocks(work.text, work.part.start, work.part.size, work.part.first_line)
-            done = 0
+            self._write(work, report)
 
-            def count(lines: int) -> None:
-                nonlocal done
-                done += lines
-                report(lines)
+    def _write(self, work: ReferencePart, report: Callable[[int], object]) -> None:
+        segment, find_references = load_models(self)
+        finished = done = 0
 
-            with atomic_write(work.output, "wb") as output:
-                finished = 0
-                for lines in chain.from_iterable(map(batches_of_lines, blocks)):
-                    words = words_of(lines, segment, count)
-                    output.write("".join(f"{positions}\n" for positions in find_references(lines, words)).encode())
-                    finished += len(lines)
-                    count(finished - done)  # lines with nothing to segment
+        def count(lines: int) -> None:
+            nonlocal done
+            done += lines
+            report(lines)
+
+        blocks = read_line_blocks(work.text, work.part.start, work.part.size, work.part.first_line)
+        with atomic_write(work.output, "wb") as output:
+            for lines in chain.from_iterable(map(batches_of_lines, blocks)):
+                words = words_of(lines, segment, count)
+                output.write("".join(f"{positions}\n" for positions in find_references(lines, words)).encode())
+                finished += len(lines)
+                count(finished - done)  # lines with nothing to segment
 
 
 @cache
