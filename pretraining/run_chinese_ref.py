@@ -75,7 +75,7 @@ def make_references(files: list[TextAndRefs], maker: ReferenceMaker, executor: E
         file.join()
         print(f"{file.file.refs}: {file.inputs['lines']:,} lines")
     if work:
-        print(f"{lines:,} lines in {len(work):,} parts in {seconds:.1f} s, {lines / seconds:,.0f} lines/s")
+        print(f"{lines:,} lines in {len(work):,} part{'s' * (len(work) > 1)} in {seconds:.1f} s, {lines / seconds:,.0f} lines/s")
 
 
 def find_outdated(files: list[TextAndRefs], makers: dict[str, Any], part_bytes: int, overwrite: bool) -> list[ReferenceFile]:
