@@ -30,6 +30,7 @@ INSTALL = "install Slurm and munge (Debian, Ubuntu: apt-get install slurm-wlm mu
 PREFIX = f"minirbt-two-nodes-{os.getuid()}-"
 CONFIGURATION = """\
 ClusterName=two-nodes
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
@@ -136,7 +137,7 @@ def prepare(directory: Path) -> dict[str, str]:
     key = directory / "munge" / "key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
-    values = {"host": HOST, "user": pwd.getpwuid(os.getuid()).pw_name, "nodes": ",".join(NODES)}
+    values = {"host": HOST, "first_job": os.getpid() % 9_000 + 1, "user": pwd.getpwuid(os.getuid()).pw_name, "nodes": ",".join(NODES)}
     configuration = CONFIGURATION.format(directory=directory, ports=free_ports(3), **values)
     (directory / "slurm.conf").write_text(configuration)
     of_slurm = ("SLURM", "SBATCH_", "SQUEUE_", "SINFO_", "SCANCEL_", "SALLOC_", "PMI", "MUNGE_")
