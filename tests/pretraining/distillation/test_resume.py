@@ -151,11 +151,12 @@ def test_a_half_written_scalar_does_no_harm(whole_run, corpus, tmp_path):
     assert_same_run(directory, whole_run)
 
 
-def test_a_resumed_run_has_every_scalar_once_when_its_first_process_had_a_later_clock(whole_run, corpus, tmp_path):
+@pytest.mark.parametrize("ahead", [0, 3, 5 * 3600])
+def test_a_resumed_run_has_every_scalar_once_when_its_first_process_had_a_later_clock(ahead, whole_run, corpus, tmp_path):
     directory = tmp_path / "run"
     interrupted_run(corpus.arguments(directory, keep_checkpoints=0), 6, die, Killed)
     written = next(directory.glob("events.out.tfevents.*"))
-    written.rename(directory / f"events.out.tfevents.{int(time.time()) + 3}.host.9.0")
+    written.rename(directory / f"events.out.tfevents.{int(time.time()) + ahead}.host.9.0")
     resume(corpus, directory)
     assert_same_run(directory, whole_run)
 
