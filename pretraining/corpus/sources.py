@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from pretraining.corpus.files import require_file
+from pretraining.corpus.formats import BYTE_ORDER_MARK
 from pretraining.utils import UserError
 
 COMPRESSIONS: dict[str, Callable[[BinaryIO], Any]] = {
@@ -140,7 +141,7 @@ def read_documents(source: Source, text_key: str, encoding: str) -> Iterator[Doc
 
 
 class _Lines:
-    """The decoded lines of a file, without their ends.
+    """The decoded lines of a file, without their ends; None for a line that is not in the encoding.
 
     Attributes:
         number: of the line that was read last.
@@ -149,26 +150,36 @@ class _Lines:
 
     def __init__(self, path: Path, file: Any, encoding: str):
         self.path, self.file, self.encoding, self.number, self.error = path, file, encoding, 0, ""
+        self.wrong_encoding = f"is not in {encoding}; name the right --encoding"
 
     @property
     def place(self) -> str:
         return f"{self.path}:{self.number}"
 
-    def __iter__(self) -> Iterator[str]:
-        reader = io.TextIOWrapper(self.file, encoding=_with_mark(self.encoding), newline="\n")
+    def __iter__(self) -> Iterator[str | None]:
         try:
-            for line in reader:
+            for line in self._decoded():
                 self.number += 1
-                yield line.rstrip("\n").removesuffix("\r")
-        except UnicodeDecodeError:
-            self.error = f"is not in {self.encoding}; name the right --encoding"
+                yield line if line is None else line.rstrip("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            self.number += error.object.count(b"\n", 0, error.start)
+            self.error = self.wrong_encoding
         except (EOFError, OSError, lzma.LZMAError) as error:
             self.error = f"is damaged or cut off ({error}); copy it again"
         self.number += 1
 
-
-def _with_mark(encoding: str) -> str:
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    def _decoded(self) -> Iterator[str | None]:
+        if "\n".encode(self.encoding) != b"\n":  # UTF-16 and UTF-32: a byte of another character may be that of a line end
+            reader = io.TextIOWrapper(self.file, encoding=self.encoding, newline="\n")
+            yield from reader
+            reader.detach()  # else it would close the file
+            return
+        decode = codecs.getdecoder(self.encoding)
+        for number, line in enumerate(self.file):
+            try:
+                yield decode(line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line)[0]
+            except UnicodeDecodeError:
+                yield None
 
 
 Read = Iterator[tuple[str, str, str]]  # place, text, error
@@ -176,37 +187,43 @@ Read = Iterator[tuple[str, str, str]]  # place, text, error
 
 def _read_text(lines: _Lines, text_key: str) -> Read:
     block: list[str] = []
-    place, size = "", 0
+    place, broken, size = "", "", 0
+
+    def document() -> tuple[str, str, str]:
+        return (broken, "", lines.wrong_encoding) if broken else (place, "\n".join(block), "")
+
     for line in lines:
-        if line.strip():
+        if line is None:
+            broken = broken or lines.place
+        elif line.strip():
             place = place or lines.place
             block.append(line)
             size += len(line)
-        if block and (not line.strip() or size >= MAX_TEXT_DOCUMENT):
-            yield place, "\n".join(block), ""
-            block, place, size = [], "", 0
+        if (line is not None and not line.strip() or size >= MAX_TEXT_DOCUMENT) and (block or broken):
+            yield document()
+            block, place, broken, size = [], "", "", 0
     if lines.error:
         yield lines.place, "", lines.error
-    elif block:
-        yield place, "\n".join(block), ""
+    elif block or broken:
+        yield document()
 
 
 def _read_json_lines(lines: _Lines, text_key: str) -> Read:
     for line in lines:
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            yield lines.place, "", "is not JSON; each line must be one JSON object"
-            continue
-        yield lines.place, *_text_of(value, text_key)
+        if line is None:
+            yield lines.place, "", lines.wrong_encoding
+        elif line.strip():
+            yield lines.place, *_text_of_json(line, text_key)
     if lines.error:
         yield lines.place, "", lines.error
 
 
-def _text_of(value: Any, text_key: str) -> tuple[str, str]:
-    """Text and error of a JSON object."""
+def _text_of_json(line: str, text_key: str) -> tuple[str, str]:
+    """Text and error of a line of JSON."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return "", "is not JSON; each line must be one JSON object"
     if not isinstance(value, dict):
         return "", "is not a JSON object"
     if text_key not in value:
@@ -217,22 +234,28 @@ def _text_of(value: Any, text_key: str) -> tuple[str, str]:
 
 def _read_csv(lines: _Lines, text_key: str) -> Read:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader((f"{line}\n" for line in lines), strict=True)
-    while True:
-        place = f"{lines.path}:{lines.number + 1}"
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            yield place, "", f"is not CSV ({error})"
-            return  # where the next row begins is not known
-        if row is None:
-            break
-        if text_key not in (reader.fieldnames or ()):
-            yield place, "", f"there is no column {text_key!r}, but {list(reader.fieldnames or ())[:5]}; name the right --text_key"
+    reader = csv.DictReader(_lines_of_csv(lines), strict=True)
+    try:
+        columns = list(reader.fieldnames or ())
+        if columns and text_key not in columns:
+            yield f"{lines.path}:1", "", f"there is no column {text_key!r}, but {columns[:5]}; name the right --text_key"
             return
-        yield (place, row[text_key], "") if row[text_key] is not None else (place, "", "has too few columns")
+        place = f"{lines.path}:{lines.number + 1}"
+        for row in reader:
+            yield (place, row[text_key], "") if row[text_key] is not None else (place, "", "has too few columns")
+            place = f"{lines.path}:{lines.number + 1}"
+    except csv.Error as error:
+        yield lines.place, "", f"is not CSV ({error})"  # where the next row begins is not known
     if lines.error:
         yield lines.place, "", lines.error
+
+
+def _lines_of_csv(lines: _Lines) -> Iterator[str]:
+    for line in lines:
+        if line is None:
+            lines.error = lines.wrong_encoding
+            return
+        yield f"{line}\n"
 
 
 def _read_parquet(source: Source, text_key: str) -> Iterator[Document]:
