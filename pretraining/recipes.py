@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretraining.corpus.locks import exclusive
-from pretraining.launching.machines import Machines
+from pretraining.launching.machines import Machines, require_address
 from pretraining.launching.runner import CommandRunner, torchrun_arguments
 from pretraining.launching.variables import (
     SettingError,
@@ -311,6 +311,8 @@ def run_recipe(settings: Settings) -> None:
     machines = Machines(Path(settings.saves, ".machines", settings.recipe.name), settings.node_rank, settings.nnodes)
     result = stages[-1].directory
     with machines.running():
+        if settings.processes > 1:
+            require_address(settings.master_addr)
         for stage in stages:
             runner.run(stage.check, machines.note_error)
         require_assistant(settings)
@@ -327,9 +329,9 @@ def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, m
             if stage.first_weights:
                 runner.run(stage.first_weights, machines.note_error)
         runner.run(shards_command(settings), machines.note_error)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else C++ frames follow the line of a lost process or machine
     if settings.ngpu > 1:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun sets it too, with a notice of three lines
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else C++ frames follow the line of a lost process
     for place, stage in enumerate(stages, 1):
         machines.meet(place, runner.exit_if_stopped)
         print(f"==== {stage.directory}", flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining.corpus.files import write_json
+from pretraining.launching.variables import SettingError
 from pretraining.utils import UserError
 
 BEAT = 2.0  # seconds between two renewals of a machine's file
@@ -22,6 +23,18 @@ LOST_AFTER = 60.0  # seconds without one
 RECENT_FAILURE = 600.0  # a failure older than this before this machine's start belongs to an earlier one
 GRACE = 60.0  # seconds in which a machine that has just failed may start again
 NOTICE_AFTER, NOTICE_EVERY = 10.0, 600.0
+
+
+def require_address(address: str) -> None:
+    """Refuses an address of machine 0 that this machine cannot resolve; torchrun would try it for 100 s.
+
+    Raises:
+        UserError: no such name or address.
+    """
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError):  # the latter: no host can have such a name
+        raise SettingError(f"master_addr={address}: this machine finds no such address; give the name or address of machine 0") from None
 
 
 class Machines:

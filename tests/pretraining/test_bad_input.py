@@ -644,6 +644,10 @@ RECIPES = [
     Case("compile none of its words", "compile=1", changes={"compile": "1"}),
     Case("no such python", "python=no_such_python", changes={"python": "no_such_python"}),
     Case("a port beyond the last", "master_port=65536", changes={"master_port": "65536"}),
+    *(
+        Case(f"an address that nobody has: {name}", f"distill.sh: master_addr={name}: this machine finds no such address", changes={"ngpu": "2", "master_addr": name})
+        for name in ("no-such-machine.invalid", "a..b")
+    ),
     Case("a learning rate in words", "lr=fast: must be a number above 0", changes={"lr": "fast"}),
     Case("a mistake in the second stage's matches", "student_matches=L6_hiden_mse & L6_hidden_mse", changes={"student_matches": "L6_hiden_mse"}),
     Case("matches for a recipe without a teacher", "student_matches=L2h16_L2h32_hidden_mse: recipe rbt3", changes=NO_ASSISTANT, more=("rbt3",)),
