@@ -29,7 +29,7 @@ def count_tokens(tokenizer: Any, texts: list[Path], description: str) -> np.ndar
                 encodings = backend.encode_batch_fast(lines, add_special_tokens=False)
                 ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64)
                 row += np.bincount(ids, minlength=len(row))
-                bar.update(sum(len(line.encode()) + 1 for line in lines))
+                bar.update(min(sum(len(line.encode()) + 1 for line in lines), sizes - bar.n))  # the last line may have no \n
     return counts
 
 
