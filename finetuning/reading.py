@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from finetuning.tasks import Question
+from finetuning.examples import Question
 
 DOC_STRIDE = 128  # tokens by which the window moves over a long context, as in BERT's own SQuAD code
 MAX_QUESTION_TOKENS = 64
