@@ -3,6 +3,7 @@
 "Token" is a token of the data, such as a character; it becomes one or more pieces of the vocabulary. The first piece has the tag.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,15 +28,16 @@ class TagWindow(NamedTuple):
     places: np.ndarray
 
 
-def make_tag_windows(sentences: list[Sentence], tokenizer: Any, max_seq_length: int) -> list[TagWindow]:
+def make_tag_windows(sentences: list[Sentence], tokenizer: Any, max_seq_length: int, progress: bool = True) -> list[TagWindow]:
     """Cuts every sentence into windows between tokens, one after the other, so that no token is lost.
 
     Args:
         tokenizer: transformers.BertTokenizer
         max_seq_length: pieces a window, special tokens included.
+        progress: show a bar.
     """
     windows = []
-    with tqdm(total=len(sentences), desc="tokenise", unit=" sentences") as progress:
+    with tqdm(total=len(sentences), desc="tokenise", unit=" sentences", disable=not progress) as bar:
         for start in range(0, len(sentences), BLOCK):
             block = sentences[start : start + BLOCK]
             different = list(dict.fromkeys(token for sentence in block for token in sentence.tokens))
@@ -44,7 +46,7 @@ def make_tag_windows(sentences: list[Sentence], tokenizer: Any, max_seq_length: 
             pieces = {token: (found or [tokenizer.unk_token_id])[: max_seq_length - 2] for token, found in zip(different, ids)}
             for position, sentence in enumerate(block, start=start):
                 windows += _windows(position, [pieces[token] for token in sentence.tokens], tokenizer, max_seq_length)
-            progress.update(len(block))
+            bar.update(len(block))
     return windows
 
 
@@ -71,11 +73,13 @@ def tag_labels(window: TagWindow, tags: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def best_tags(sentences: list[Sentence], windows: list[TagWindow], logits: np.ndarray, labels: tuple[str, ...]) -> list[list[str]]:
+def best_tags(
+    sentences: list[Sentence], windows: list[TagWindow], logits: Iterable[np.ndarray], labels: tuple[str, ...]
+) -> list[list[str]]:
     """The most likely tag of every token.
 
     Args:
-        logits: float, [windows, length, labels]; what stands behind a window's pieces is not looked at.
+        logits: for each window float, [length, labels]; what stands behind a window's pieces is not looked at.
     """
     tags: list[list[str]] = [[] for _ in sentences]
     for window, scores in zip(windows, logits):

@@ -34,7 +34,7 @@ def json_rows(path: str | Path, needed: tuple[str, ...], strict: bool = False) -
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             if strict:
-                raise _blank_line(path, number)
+                raise blank_line(path, number)
             continue
         try:
             row = json.loads(line)
@@ -48,7 +48,8 @@ def json_rows(path: str | Path, needed: tuple[str, ...], strict: bool = False) -
         yield number, row
 
 
-def _blank_line(path: str | Path, number: int) -> UserError:
+def blank_line(path: str | Path, number: int) -> UserError:
+    """The error of a line without text."""
     return UserError(f"{path}:{number}: the line is empty; remove it")
 
 
@@ -59,7 +60,7 @@ def _table_rows(task: Task, path: str | Path, needed: tuple[str, ...]) -> Rows:
     for number, row in rows:
         if not row:
             if task.is_own:
-                raise _blank_line(path, number)
+                raise blank_line(path, number)
             continue
         if is_first and (not columns or task.label in row):
             columns = tuple(row)

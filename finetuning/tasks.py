@@ -98,7 +98,7 @@ def load_split(task: Task, path: str | Path, labels: tuple[str, ...]) -> list[Ex
     else:
         rows = read_rows(task, path)
         if task.layout == "cluewsc":
-            rows = _mark_spans(path, rows)
+            rows = mark_spans(path, rows)
         examples = list(_to_examples(task, path, rows, labels))
     if not examples:
         raise UserError(f"{path}: has no examples")
@@ -158,7 +158,7 @@ def to_texts(task: Task, path: str | Path, number: int, row: dict[str, Any]) -> 
     return texts
 
 
-def _mark_spans(path: str | Path, rows: Rows) -> Rows:
+def mark_spans(path: str | Path, rows: Rows) -> Rows:
     """CLUEWSC2020: puts [ ] around the noun (span 1) and _ _ around the pronoun (span 2), as CLUE's baselines do."""
     for number, row in rows:
         text, target = row["text"], row.get("target")
