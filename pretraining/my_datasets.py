@@ -11,7 +11,7 @@ that is done is not made again. Slurm, for example:
 import os
 import time
 
-from pretraining.corpus.executors import add_executor_arguments, executor_of, part_bytes_of
+from pretraining.corpus.executor_settings import add_executor_arguments, executor_of, part_bytes_of
 from pretraining.corpus.files import read_data_json
 from pretraining.corpus.shard_files import ShardSpec
 from pretraining.corpus.shards import build_shards, data_fingerprint, describe_shards, load_shards

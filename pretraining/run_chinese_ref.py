@@ -15,15 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pretraining.corpus.executors import (
-    Executor,
-    add_executor_arguments,
-    executor_of,
-    group_by_size,
-    join_earlier_job,
-    part_bytes_of,
-    run_tasks,
-)
+from pretraining.corpus.executor_settings import Executor, add_executor_arguments, executor_of, part_bytes_of
+from pretraining.corpus.executors import group_by_size, join_earlier_job, run_tasks
 from pretraining.corpus.files import TextAndRefs, check_lines, read_data_json, require_writable_place, sidecar_of
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.parts import divide

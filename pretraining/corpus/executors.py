@@ -4,113 +4,27 @@ Processes, queues and retries are datatrove's. Workers note their progress and e
 command reads while it waits.
 """
 
-import argparse
 import ctypes
 import json
 import logging
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sysconfig
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pretraining.utils import UserError, cores_per_process, non_negative_int, positive_float, positive_int, progress_bar
+from pretraining.corpus.executor_settings import Executor
+from pretraining.utils import UserError, progress_bar
 
-PART_BYTES = 64_000_000
 POLL_SECONDS = {"local": 0.2, "ray": 0.2, "slurm": 2.0}
-
-
-@dataclass
-class Executor:
-    """Who works.
-
-    Attributes:
-        kind: "local", "slurm" or "ray".
-        workers: tasks at the same time; -1: as many as Slurm or Ray allow.
-        gpus_per_worker: on one machine each worker sees only its own.
-        wait: for the end of a Slurm job.
-    """
-
-    kind: str = "local"
-    workers: int = 1
-    gpus_per_worker: int = 0
-    cpus_per_task: int = 1
-    mem_per_cpu_gb: int = 2
-    partition: str = ""
-    time: str = ""
-    qos: str | None = None
-    wait: bool = True
-
-    @property
-    def is_this_process(self) -> bool:
-        return self.kind == "local" and self.workers == 1
-
-    @property
-    def threads(self) -> int:
-        """Threads of a worker."""
-        return max(1, cores_per_process() // self.workers) if self.kind == "local" else self.cpus_per_task
-
-
-def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of :func:`executor_of`."""
-    group = parser.add_argument_group("who works; names as in datatrove's executors")
-    group.add_argument("--executor", default="local", choices=("local", "slurm", "ray"), help="this machine, Slurm jobs or Ray workers")
-    group.add_argument("--workers", type=positive_int, help="tasks at the same time (default: as many as the GPUs of neural LTP, else 1)")
-    group.add_argument("--gpus_per_worker", type=non_negative_int, help="GPUs of a worker (default: 1 where neural LTP finds GPUs)")
-    group.add_argument("--cpus_per_task", default=1, type=positive_int, help="cores and threads of a worker, Slurm and Ray")
-    group.add_argument("--mem_per_cpu_gb", default=2, type=positive_int, help="memory per core in GB, Slurm and Ray")
-    group.add_argument("--partition", help="of Slurm")
-    group.add_argument("--time", default="24:00:00", help="limit of a Slurm job, as in sbatch --time")
-    group.add_argument("--qos", help="of Slurm")
-    group.add_argument("--no_wait", action="store_true", help="submit the Slurm job and return; the same command later joins the result")
-    group.add_argument(
-        "--part_megabytes", default=PART_BYTES / 1e6, type=positive_float, help="size of the parts that a text is divided into"
-    )
-
-
-def executor_of(args: argparse.Namespace, gpus: int = 0) -> Executor:
-    """Checks the arguments of :func:`add_executor_arguments`.
-
-    Args:
-        gpus: GPUs of this machine that the work can use.
-
-    Raises:
-        UserError: what the executor needs is not there.
-    """
-    is_local = args.executor == "local"
-    if args.no_wait and args.executor != "slurm":
-        raise UserError(f"--no_wait: a Slurm job works on after the command has ended, --executor {args.executor} does not; leave it out")
-    if args.executor == "slurm":
-        if missing := [name for name in ("sbatch", "squeue", "scancel") if not shutil.which(name)]:
-            raise UserError(f"--executor slurm: {missing[0]} is not on this machine; run the command where Slurm jobs are submitted")
-        if not args.partition:
-            raise UserError("--executor slurm: name the --partition of the jobs; sinfo lists them")
-    if args.executor == "ray" and not find_spec("ray"):
-        raise UserError("--executor ray: Ray is not installed; pip install -r pretraining/requirements-cluster.txt")
-    workers = args.workers or ((gpus or 1) if is_local else -1)
-    gpus_per_worker = args.gpus_per_worker if args.gpus_per_worker is not None else int(is_local and gpus > 0)
-    if is_local and workers > 1 and workers * gpus_per_worker > gpus:
-        raise UserError(f"--workers {workers}: with {gpus_per_worker} GPUs each they need more than the {gpus} of this machine")
-    names = ("cpus_per_task", "mem_per_cpu_gb", "time", "qos")
-    settings = {name: getattr(args, name) for name in names}
-    return Executor(args.executor, workers, gpus_per_worker, partition=args.partition or "", wait=not args.no_wait, **settings)
-
-
-def part_bytes_of(args: argparse.Namespace) -> int:
-    """Bytes of a part, at least 1."""
-    return max(1, int(args.part_megabytes * 1e6))
 
 
 def group_by_size(items: list[Any], size_of: Callable[[Any], int], limit: int) -> list[list[Any]]:
@@ -171,7 +85,7 @@ def run_tasks(make: Callable[..., None], tasks: list[list[Any]], executor: Execu
         (folder / name).mkdir()
     gpus = _visible_gpus() if executor.kind == "local" and executor.gpus_per_worker else ()
     step = Worker(make, tasks, folder, os.getcwd(), executor.threads, gpus, executor.gpus_per_worker)
-    start = {"local": _start_local, "slurm": _submit_to_slurm, "ray": _start_ray}[executor.kind]
+    start = {"local": _start_local, "slurm": _start_slurm, "ray": _start_ray}[executor.kind]
     run = start(step, executor, bar.total)
     if not executor.wait:
         return False
@@ -290,31 +204,12 @@ def _visible_gpus() -> tuple[str, ...]:
 # ---------------------------------------------------------------- clusters
 
 
-def _submit_to_slurm(step: Any, executor: Executor, lines: int) -> Run:
-    from pretraining.corpus.slurm import SlurmJobs
+def _start_slurm(step: Any, executor: Executor, lines: int) -> Run:
+    from pretraining.corpus import slurm
 
-    name = f"minirbt-{step.folder.name[4:]}"
+    name = f"minirbt-{step.folder.name.removeprefix('run-')}"
     (step.folder / "job.json").write_text(json.dumps({"name": name, "tasks": len(step.tasks), "lines": lines}))
-    jobs = SlurmJobs(
-        [step],
-        tasks=len(step.tasks),
-        time=executor.time,
-        partition=executor.partition,
-        cpus_per_task=executor.cpus_per_task,
-        mem_per_cpu_gb=executor.mem_per_cpu_gb,
-        gpus_per_task=executor.gpus_per_worker,
-        workers=executor.workers,
-        job_name=name,
-        qos=executor.qos,
-        env_command=f"export PATH={shlex.quote(sysconfig.get_path('scripts'))}:$PATH",
-        srun_args={"cpus-per-task": executor.cpus_per_task},
-        logging_dir=str(step.folder),
-    )
-    try:
-        jobs.run()
-    except subprocess.CalledProcessError:
-        raise UserError("sbatch refused the job, see its line above; check --partition, --time, --qos and the sizes of a worker") from None
-    tqdm.write(f"Slurm job {jobs.job_id} ({name}): {len(step.tasks):,} tasks; its logs: {jobs.slurm_logs_folder}")
+    slurm.submit(step, executor, name)
     return _slurm_run(step.folder, name, len(step.tasks))
 
 

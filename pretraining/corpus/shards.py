@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pretraining.corpus.executors import PART_BYTES, Executor, group_by_size, join_earlier_job, run_tasks
+from pretraining.corpus.executor_settings import PART_BYTES, Executor
+from pretraining.corpus.executors import group_by_size, join_earlier_job, run_tasks
 from pretraining.corpus.files import TextAndRefs, check_lines, read_json, read_lines, require_file, require_writable_place, sidecar_of
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.rows import Piece, Rows

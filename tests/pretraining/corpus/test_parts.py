@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretraining.corpus import parts as parts_module
-from pretraining.corpus.executors import PART_BYTES, Executor
+from pretraining.corpus.executor_settings import PART_BYTES, Executor
 from pretraining.corpus.files import FileFacts, TextAndRefs
 from pretraining.corpus.parts import Part, divide, divide_by_lines, require_unchanged
 from pretraining.corpus.reference_files import ReferenceMaker
