@@ -241,7 +241,8 @@ def test_the_lines_for_a_reading_model_answer_a_question(tmp_path, monkeypatch, 
     assert len(finite) == int(in_context.sum()) * (int(in_context.sum()) + 1) // 2
 
 
-def test_git_ignores_a_list_of_texts_of_ones_own():
-    """README asks for jsons/my_data.json; nobody needs to edit a tracked file."""
-    assert "my_data.json" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "/pretraining/jsons/*\n!/pretraining/jsons/data.json\n" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+def test_git_ignores_a_corpus_of_ones_own():
+    """README asks for dataset/corpus/, and a list by hand goes into jsons/; nobody needs to edit a tracked file."""
+    assert "dataset/corpus/data.json" in (ROOT / "README.md").read_text(encoding="utf-8")
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
+    assert "/pretraining/jsons/*\n!/pretraining/jsons/data.json\n" in ignored and "/pretraining/dataset/corpus/\n" in ignored

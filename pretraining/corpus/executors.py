@@ -90,6 +90,8 @@ def run_tasks(make: Callable[..., None], tasks: list[list[Any]], executor: Execu
     if not executor.wait:
         return False
     _wait(run, bar)
+    peak = max(note["peak_kilobytes"] for note in _progress_notes(run))
+    tqdm.write(f"{len(tasks):,} tasks are done; the largest worker took {peak / 1024:,.0f} MB")
     shutil.rmtree(place, ignore_errors=True)
     return True
 
@@ -136,7 +138,11 @@ def _wait(run: Run, bar: tqdm) -> None:
 
 
 def _show_progress(run: Run, bar: tqdm) -> None:
-    bar.update(sum(note["lines"] for note in map(_read_note, (run.folder / "progress").glob("?????")) if note) - bar.n)
+    bar.update(sum(note["lines"] for note in _progress_notes(run)) - bar.n)
+
+
+def _progress_notes(run: Run) -> list[dict[str, Any]]:
+    return [note for note in map(_read_note, sorted((run.folder / "progress").glob("?????"))) if note]
 
 
 def _raise_first_error(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import time
 import traceback
 from collections.abc import Callable
@@ -83,7 +84,8 @@ class Progress:
                 raise StoppedError
 
     def note(self) -> None:
-        _write(self.file, {"lines": self.lines, "pid": os.getpid()})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        _write(self.file, {"lines": self.lines, "pid": os.getpid(), "peak_kilobytes": peak})
         self.noted = time.monotonic()
 
 
