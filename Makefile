@@ -1,10 +1,11 @@
-# make demo    the whole pipeline on the sample corpus, a few minutes on two CPU cores
-# make quick   style, types and the tests that are not slow, under two minutes
-# make test    style, types and all tests
-# make bench   every stage against its stock peer, side by side
-# make audit   known vulnerabilities of the locked packages
-# make faults  the longer run of the fault tests: 200 random faults over all commands, 30,000 spoiled files
-# make soak    an hour of training under random faults (tests/faults/soak.py); MINUTES=60 SEED=0
+# make demo     the whole pipeline on the sample corpus, a few minutes on two CPU cores
+# make quick    style, types and the tests that are not slow, under two minutes
+# make test     style, types and all tests
+# make cluster  the tests on two Slurm nodes and on Ray; starts and stops its own, needs no root (make test skips what is missing)
+# make bench    every stage against its stock peer, side by side
+# make audit    known vulnerabilities of the locked packages
+# make faults   the longer run of the fault tests: 200 random faults over all commands, 30,000 spoiled files
+# make soak     an hour of training under random faults (tests/faults/soak.py); MINUTES=60 SEED=0
 
 PYTHON ?= python3
 MINUTES ?= 60
@@ -14,7 +15,7 @@ AUDIT := $(CURDIR)/.venv/audit
 REQUIREMENTS := pretraining/requirements.txt pretraining/requirements-dev.txt
 LOCK := pretraining/requirements.lock
 
-.PHONY: demo quick test style bench audit faults soak
+.PHONY: demo quick test style cluster bench audit faults soak
 
 demo: .venv/installed
 	cd pretraining && python=$(BIN)/python sh scripts/demo.sh
@@ -29,6 +30,11 @@ style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+cluster: .venv/installed
+	@$(BIN)/python -m tests.cluster.two_nodes true
+	$(BIN)/pip install --quiet --requirement pretraining/requirements-cluster.txt
+	$(BIN)/python -m pytest tests/cluster
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py

@@ -30,7 +30,7 @@ FAMILIES = {
     "GPL": "gpl|gnu",
 }
 PERMISSIVE = set(FAMILIES) - {"MPL", "GPL", "own terms"}
-OTHERS = {"pathspec": {"MPL"}, "tqdm": {"MPL", "MIT"}}
+OTHERS = {"certifi": {"MPL"}, "pathspec": {"MPL"}, "tqdm": {"MPL", "MIT"}}
 WITHOUT_METADATA = {"ltp", "ltp-core", "ltp-extension"}  # their licence files have LTP's own terms
 
 
@@ -88,8 +88,8 @@ def test_every_entry_of_the_lock_is_exact_and_has_hashes():
 
 
 def tree() -> dict[str, Distribution]:
-    """What the pins need here, they themselves included, as it is installed; the packages for exporting only if they are."""
-    optional = {canonicalize_name(pin.name) for pin in read_pins("requirements-export.txt")}
+    """What the pins need here, they themselves included, as it is installed; the packages for exporting and for Ray only if they are."""
+    optional = {canonicalize_name(pin.name) for file in ("export", "cluster") for pin in read_pins(f"requirements-{file}.txt")}
     waiting, found = read_pins(), dict[str, Distribution]()
     while waiting:
         requirement = waiting.pop()

@@ -21,7 +21,7 @@ from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.distillation.checkpoint import checkpoints, find_checkpoint
 from pretraining.distillation.memory import largest_forward_batch
 from pretraining.distillation.modeling import half_dtype, read_config, require_model_directory
-from pretraining.distillation.processes import Process, Run
+from pretraining.distillation.processes import Process, Run, gpus_of_srun, started_by_srun
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
 
@@ -112,11 +112,13 @@ def check_device(args: TrainingArguments, process: Process) -> torch.device:
         return torch.device("cpu")
     if args.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"--bf16: {torch.cuda.get_device_name()} has no bfloat16; use --fp16 (precision=fp16 sh distill.sh)")
-    if process.local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"process {process.local_rank} has no GPU of its own, {torch.cuda.device_count()} are visible; start as many processes as GPUs"
-        )
-    return torch.device("cuda", process.local_rank)
+    visible = torch.cuda.device_count()
+    is_only_own = visible == 1 and gpus_of_srun() > process.local_rank
+    index = 0 if is_only_own else process.local_rank
+    if index >= visible:
+        advice = "start as many processes as GPUs" + (", or give srun --gpus-per-task=1" if started_by_srun() else "")
+        raise UserError(f"process {process.local_rank} of this machine has no GPU of its own, it sees {visible}; {advice}")
+    return torch.device("cuda", index)
 
 
 def forward_passes(args: TrainingArguments, plan: ModelPlan, device: torch.device) -> int:

@@ -33,21 +33,28 @@ class Process(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> "Process":
-        """The numbers that torchrun gives, or Slurm's ``srun`` where there is no torchrun; else the only process.
-
-        Raises:
-            UserError: srun started several processes, but nobody says where they meet.
-        """
-        numbers = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-            _set_meeting_place_of_srun()
+        """The numbers that torchrun gives, or Slurm's ``srun`` where there is no torchrun; else the only process."""
+        numbers = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS") if started_by_srun() else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         rank, local_rank, world_size = (int(os.environ.get(name, default)) for name, default in zip(numbers, "001"))
         return cls(rank, local_rank, world_size)
 
 
+def started_by_srun() -> bool:
+    """Whether Slurm's ``srun``, not torchrun, started this process and others of the run."""
+    return "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def gpus_of_srun() -> int:
+    """GPUs of this machine that all processes of srun's step have; 0 without srun. ``--gpus-per-task`` shows each process its own ones only."""
+    return int(os.environ.get("SLURM_GPUS_ON_NODE", 0)) if started_by_srun() else 0
+
+
 def _set_meeting_place_of_srun() -> None:
-    """Sets MASTER_ADDR to the first machine of the step and MASTER_PORT to a number that depends on the job."""
+    """Sets MASTER_ADDR to the first machine of the step and MASTER_PORT to a number that depends on the job.
+
+    Raises:
+        UserError: nobody says which machine that is.
+    """
     if "MASTER_ADDR" not in os.environ:
         try:
             command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
@@ -90,6 +97,8 @@ def watched(run: Run) -> Iterator[dist.Store | None]:
     if run.process.world_size == 1:
         yield None
         return
+    if started_by_srun():
+        _set_meeting_place_of_srun()
     watch = Watch(run.process.rank, run.process.world_size)
     try:
         yield watch.shared_store
