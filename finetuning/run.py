@@ -23,7 +23,7 @@ from typing import Any
 from finetuning.examples import TaskData
 from finetuning.jobs import Job, end_with_parent, run_side_by_side
 from finetuning.search import Plan, make_plans, write_search
-from finetuning.task_definitions import TASKS, Task, resolved
+from finetuning.task_definitions import SHORTEST_ROW, TASKS, Task, resolved
 from finetuning.tasks import find_data, find_file, load_split, size_line, task_labels
 from finetuning.units import (
     BATCH_SIZE,
@@ -41,11 +41,11 @@ from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.utils import ArgumentParser, UserError, non_negative_int, positive_float, positive_int, run_script
 
 
-def at_least_16(text: str) -> int:
-    """An argparse type: tokens per row, enough for a question and a window."""
+def row_length(text: str) -> int:
+    """An argparse type: tokens per row."""
     value = positive_int(text)
-    if value < 16:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 16")
+    if value < SHORTEST_ROW:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least {SHORTEST_ROW}")
     return value
 
 
@@ -64,7 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_train_samples", type=positive_int, help="use only the first so many training examples")
     add("--max_eval_samples", type=positive_int, help="use only the first so many dev examples")
     add("--allow_other_size", action="store_true", help="accept files with fewer examples than the official ones")
-    add("--max_seq_length", type=at_least_16, help="tokens per row, special tokens included; default: the task's")
+    add("--max_seq_length", type=row_length, help="tokens per row, special tokens included; default: the task's")
     add("--jobs", type=positive_int, default=1, help="runs side by side, each a process; one per GPU where there are several")
     add("--bf16", action="store_true", help="bfloat16 autocast; CUDA or CPU")
     add("--teacher", help="a model fine-tuned on the same task: distil from it while fine-tuning")
