@@ -62,9 +62,14 @@ def row_length(args: Namespace, task: Task, config: BertConfig) -> int:
     return args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings)
 
 
-def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, config: BertConfig) -> dict[str, Any]:
-    """Everything that decides the outcome of a run besides epochs and seed; models and data by their content."""
+def default_learning_rate(task: Task, config: BertConfig) -> float:
+    """The task's learning rate for models of RoBERTa's size, or for smaller ones."""
     roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
+    return task.learning_rate_roberta if roberta_sized else task.learning_rate_small
+
+
+def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, config: BertConfig) -> dict[str, Any]:
+    """Everything that decides the outcome of a run besides epochs, seed and learning rate; models and data by their content."""
     own = {name: getattr(task, name) for name in DECISIVE} if task.is_own else {}
     return {
         "task": task.name,
@@ -73,7 +78,7 @@ def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, co
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "data_sha256": {split: file_facts(path).sha256 for split, path in data.paths.items()},
         "labels": list(data.labels),
-        "learning_rate": args.learning_rate or (task.learning_rate_roberta if roberta_sized else task.learning_rate_small),
+        "learning_rate": None,  # of each plan its own
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "max_seq_length": row_length(args, task, config),
         "max_train_samples": args.max_train_samples,

@@ -130,6 +130,29 @@ PUBLISHED_STAGES: Figures = {
     },
 }
 
+# The best learning rate of each model; the small models are RBT3, RBT4-H312, MiniRBT-H256 and MiniRBT-H288.
+RATE = "learning rate"
+PUBLISHED_LEARNING_RATES: Figures = {
+    "RoBERTa": {
+        "cmrc2018": {RATE: "3e-5"},
+        "drcd": {RATE: "3e-5"},
+        "ocnli": {RATE: "2e-5"},
+        "lcqmc": {RATE: "2e-5"},
+        "bq": {RATE: "3e-5"},
+        "tnews": {RATE: "2e-5"},
+        "chnsenticorp": {RATE: "2e-5"},
+    },
+    "the small models": {
+        "cmrc2018": {RATE: "1e-4"},
+        "drcd": {RATE: "1e-4"},
+        "ocnli": {RATE: "5e-5"},
+        "lcqmc": {RATE: "1e-4"},
+        "bq": {RATE: "1e-4"},
+        "tnews": {RATE: "1e-4"},
+        "chnsenticorp": {RATE: "1e-4"},
+    },
+}
+
 # ---------------------------------------------------------------- peers on CLUE, dev sets
 
 CLUE_TASKS = ("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "cluewsc", "csl", "cmrc2018")

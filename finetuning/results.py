@@ -87,6 +87,7 @@ def wrong_field(content: dict[str, Any]) -> str | None:
         "best": has_metrics and isinstance(best, dict) and all(_is_number(best.get(f"{name}_mean")) for name in metrics or ()),
         "by_epochs": isinstance(rows, list) and bool(rows) and all(map(_is_row, rows)),
         "settings": isinstance(settings, dict) and PROTOCOL_SETTINGS <= settings.keys(),
+        "by_learning_rate": has_metrics and _are_rates(content.get("by_learning_rate", []), metrics or []),
     }
     return next((name for name, is_right in checks.items() if not is_right), None)
 
@@ -97,6 +98,19 @@ def _is_number(value: Any) -> bool:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and type(row.get("num_train_epochs")) is int and isinstance(row.get("seeds"), list) and bool(row["seeds"])
+
+
+def _are_rates(rows: Any, metrics: list[str]) -> bool:
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and all(_is_number(row.get(name)) for name in ("learning_rate", *(f"{metric}_mean" for metric in metrics)))
+        for row in rows
+    )
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate as it is published: 1e-4, not 0.0001."""
+    mantissa, _, exponent = f"{rate:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def model_name(directory: str) -> str:
@@ -137,6 +151,9 @@ def protocol_differences(content: dict[str, Any]) -> list[str]:
     standards: dict[str, list] = {"per_device_train_batch_size": [BATCH_SIZE], "teacher": [None]}
     if task := TASKS.get(content["task"]):
         standards = {"max_seq_length": [task.max_seq_length], **standards}
-        standards["learning_rate"] = [task.learning_rate_small, task.learning_rate_roberta]
+        if "by_learning_rate" not in content:
+            standards["learning_rate"] = [task.learning_rate_small, task.learning_rate_roberta]
+    if rates := [rate_text(row["learning_rate"]) for row in content.get("by_learning_rate", [])]:
+        differences.append(f"the best of the learning rates {', '.join(rates)}")
     differences += [f"{key} {settings[key]}" for key, standard in standards.items() if settings[key] not in standard]
     return differences

@@ -30,22 +30,22 @@ class Table(NamedTuple):
 
     Attributes:
         name: the name of its CSV file, without the ending.
-        own: the names of the metrics of each task that is not of the project.
+        metrics: the names of the figures in a task's cells, where they are not the metrics of a task of the project.
     """
 
     name: str
     title: str
     tasks: tuple[str, ...]
     rows: list[Row]
-    own: dict[str, tuple[str, ...]] = {}
+    metrics: dict[str, tuple[str, ...]] = {}
 
     def title_of(self, task: str) -> str:
         """The head of a task's column."""
         return TASKS[task].title if task in TASKS else task
 
     def metrics_of(self, task: str) -> tuple[str, ...]:
-        """The names of a task's metrics."""
-        return TASKS[task].metrics if task in TASKS else self.own[task]
+        """The names of the figures in a task's cells."""
+        return self.metrics[task] if task in self.metrics else TASKS[task].metrics
 
 
 def to_markdown(table: Table) -> str:

@@ -7,11 +7,22 @@ the names of the results' directories: results/NAME/TASK/results.json. NAME=resu
 published and measured rows, each marked as such; "-" stands for what was not measured.
 """
 
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from finetuning.published import CLUE_TASKS, PEERS, PEERS_SOURCES, PUBLISHED, PUBLISHED_RELATIVE, PUBLISHED_STAGES, Figures
-from finetuning.results import Results, expand, figures, name_apart, protocol_notes, read_results
+from finetuning.published import (
+    CLUE_TASKS,
+    PEERS,
+    PEERS_SOURCES,
+    PUBLISHED,
+    PUBLISHED_LEARNING_RATES,
+    PUBLISHED_RELATIVE,
+    PUBLISHED_STAGES,
+    RATE,
+    Figures,
+)
+from finetuning.results import Results, expand, figures, name_apart, protocol_notes, rate_text, read_results
 from finetuning.rows import UNDEFINED, Row, Table, to_csv, to_markdown
 from finetuning.task_definitions import TASKS
 from pretraining.corpus.files import atomic_write
@@ -29,7 +40,9 @@ def published_rows(published: Figures, tasks: tuple[str, ...], source: str = "pu
     rows = []
     for model, figures_of in published.items():
         known = [task for task in tasks if task in figures_of]
-        cells = {task: "/".join(figures_of[task][metric] for metric in TASKS[task].metrics) for task in known}
+        cells = {
+            task: "/".join(text for metric in (*TASKS[task].metrics, RATE) if (text := figures_of[task].get(metric))) for task in known
+        }
         rows.append(Row(model, source, cells))
     return rows
 
@@ -38,6 +51,18 @@ def measured_row(model: str, contents: dict[str, dict[str, Any]]) -> Row:
     """The figures of a model with two decimals."""
     cells = {task: "/".join(f"{figure:.2f}" for figure in figures(content)) for task, content in contents.items()}
     return Row(model, "measured", cells)
+
+
+def rate_row(model: str, contents: dict[str, dict[str, Any]]) -> Row:
+    """The best learning rate of a model for each task that it was searched for."""
+    return Row(
+        model, "measured", {task: rate_text(each["settings"]["learning_rate"]) for task, each in contents.items() if is_search(each)}
+    )
+
+
+def is_search(content: dict[str, Any]) -> bool:
+    """True for the results of several learning rates."""
+    return bool(content.get("by_learning_rate"))
 
 
 def relative_row(model: str, contents: dict[str, dict[str, Any]], teacher: dict[str, list[float]]) -> Row:
@@ -59,7 +84,7 @@ def teacher_figures(results: Results, teacher: str | None) -> dict[str, list[flo
 
 
 def make_tables(results: Results, teacher: str | None, two_stage: str | None, one_stage: str | None) -> list[Table]:
-    """The tables: absolute, relative to the teacher, two-stage against one-stage, and CLUE beside peers.
+    """The tables: absolute, relative to the teacher, two-stage against one-stage, best learning rates, and CLUE beside peers.
 
     The first two also have a column for each measured task of CLUE and for each own task.
     """
@@ -96,6 +121,13 @@ def make_tables(results: Results, teacher: str | None, two_stage: str | None, on
             published_rows(PUBLISHED_STAGES, STAGE_TASKS) + stages,
         ),
         Table(
+            "learning_rates",
+            "Best learning rate (the small models are RBT3, RBT4-H312, MiniRBT-H256 and MiniRBT-H288)",
+            all_tasks,
+            published_rows(PUBLISHED_LEARNING_RATES, all_tasks) + [row for row in starmap(rate_row, results.items()) if row.cells],
+            dict.fromkeys(all_tasks, (RATE,)),
+        ),
+        Table(
             "clue",
             "CLUE beside peers (dev sets; the peers' own protocols are below, they are not the one of the first table)",
             CLUE_TASKS,
@@ -130,14 +162,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--teacher", help=f"the measured model that is 100 percent; default: the published {PUBLISHED_TEACHER}")
     parser.add_argument("--two_stage", help="the measured model that was distilled in two stages, for the third table")
     parser.add_argument("--one_stage", help="the measured model that was distilled in one stage")
-    parser.add_argument("--output_dir", default="tables", help="for tables.md, one CSV file per table, and tables.png")
+    parser.add_argument(
+        "--output_dir", default="tables", help="for tables.md, one CSV file per table, tables.png, and after searches learning_rates.png"
+    )
     args = parser.parse_args(argv)
     results = read_results(name_apart(expand(args.results)))
     for name in ("teacher", "two_stage", "one_stage"):
         if getattr(args, name) not in (None, *results):
             raise UserError(f"--{name} {getattr(args, name)}: no results of that model are given, only of {', '.join(results)}")
 
-    from finetuning.chart import draw  # matplotlib takes half a second to import; wrong arguments and results are refused before
+    from finetuning.chart import (  # matplotlib takes half a second to import; wrong arguments and results are refused before
+        draw,
+        draw_learning_rates,
+    )
 
     tables = make_tables(results, args.teacher, args.two_stage, args.one_stage)
     output_dir = Path(args.output_dir)
@@ -145,7 +182,12 @@ def main(argv: list[str] | None = None) -> None:
     for table in tables:
         write_text(output_dir / f"{table.name}.csv", to_csv(table))
     draw(tables[:2], output_dir / "tables.png")
-    print(f"written: {output_dir}/tables.md, absolute.csv, relative.csv, stages.csv, clue.csv, tables.png")
+    written = ["tables.md", *(f"{table.name}.csv" for table in tables), "tables.png"]
+    searched = {model: {task: each for task, each in of.items() if is_search(each)} for model, of in results.items()}
+    if any(searched.values()):
+        draw_learning_rates(searched, output_dir / "learning_rates.png")
+        written.append("learning_rates.png")
+    print(f"written: {output_dir}/{', '.join(written)}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ METRICS: dict[str, dict[str, tuple[str, ...]]] = {
     "labelling": {"entity_f1": ("entity_f1",)},
 }
 WITHOUT_FIELDS = ("squad", "conll")  # layouts that name their parts themselves
+SHORTEST_ROW = 16  # tokens; enough for a question and a window
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -170,6 +171,8 @@ def _check_task(path: Path, task: Task) -> None:
     for name, allowed in (("layout", LAYOUTS[task.kind]), ("metric", tuple(METRICS[task.kind]))):
         if getattr(task, name) not in allowed:
             raise UserError(f"{path}: {name!r} is {getattr(task, name)!r}; for {task.kind} it must be one of {', '.join(allowed)}")
+    if task.max_seq_length < SHORTEST_ROW:
+        raise UserError(f"{path}: 'max_seq_length' must be at least {SHORTEST_ROW}")
     if not {"train", "dev"} <= task.files.keys():
         raise UserError(f"{path}: 'files' must have the splits train and dev")
     if task.sizes and task.files.keys() != task.sizes.keys():

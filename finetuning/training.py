@@ -93,7 +93,7 @@ def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, set
         matches=tuple(matches),
     )
     if teacher is not None:
-        scores = evaluate_model(recipe, teacher, Path(args.output_dir) / "unfinished")
+        scores = evaluate_model(recipe, teacher, Path(args.output_dir))
         print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
     return recipe
 

@@ -51,7 +51,8 @@ def read_line_blocks(path: str | Path, start: int = 0, size: int = sys.maxsize, 
     """
     number, rest, missing = first_line, b"", size
     with opened(path) as file:
-        file.seek(start)
+        if start:  # a pipe cannot seek
+            file.seek(start)
         while block := file.read(min(BLOCK_BYTES, missing)):
             missing -= len(block)
             if number == 1 and not rest:

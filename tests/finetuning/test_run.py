@@ -107,7 +107,7 @@ def test_a_wrong_argument_is_one_line(world, tmp_path, changed, message):
 
 def test_several_processes_are_refused(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="run.py uses one process; on several GPUs start one command a GPU"):
+    with pytest.raises(UserError, match="run.py must not be started by torchrun; on several GPUs give --jobs, or start one command a GPU"):
         run_main(*arguments(world, "chnsenticorp", tmp_path / "out"))
 
 

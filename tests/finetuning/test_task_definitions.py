@@ -56,6 +56,7 @@ def test_a_new_task_needs_its_json_file_alone(tmp_path):
         ({"title": ""}, "'title' must be a text"),
         ({"position": 1.5}, "'position' must be a whole number above 0"),
         ({"max_seq_length": True}, "'max_seq_length' must be a whole number above 0"),
+        ({"max_seq_length": 15}, "'max_seq_length' must be at least 16"),
         ({"learning_rate_small": "1e-4"}, "'learning_rate_small' must be a number above 0"),
         ({"labels": "yes no"}, "'labels' must be a list of texts"),
         ({"labels": ["yes", "yes"]}, "'labels' must have at least two labels, each once"),

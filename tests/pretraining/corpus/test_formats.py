@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shlex
 import subprocess
 import zipfile
@@ -260,3 +261,12 @@ def test_reading_data_json_is_linear_in_the_files(count, tmp_path, monkeypatch):
     assert len(read_data_json(tmp_path / "data.json")["train"]) == count
     assert CountingPath.compared <= 6 * count  # linear; a list of names would take count ** 2 / 2
     assert len(opened) == count + 1
+
+
+def test_a_pipe_is_read_as_a_file():
+    """As /dev/stdin and a shell's <(command) are; no pipe can seek."""
+    reader, writer = os.pipe()
+    os.write(writer, "\ufeff好\r\n坏".encode())
+    os.close(writer)
+    assert list(read_lines(f"/dev/fd/{reader}")) == ["好", "坏"]
+    os.close(reader)
