@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetuning.rows import UNDEFINED, Row, Table
-from finetuning.task_definitions import TASKS
 from pretraining.reporting.tables import save_figure
 
 
@@ -46,7 +45,7 @@ def draw_panel(panel: Axes, table: Table, colours: dict[str, str]) -> None:
             list(seconds.values()), [end - width / 2 for end in ends], [end + width / 2 for end in ends], colors="black", linewidth=2
         )
     panel.set_title(table.title, fontsize=10)
-    panel.set_xticks(range(len(table.tasks)), [f"{TASKS[task].title}\n{metrics_label(TASKS[task].metrics)}" for task in table.tasks])
+    panel.set_xticks(range(len(table.tasks)), [f"{table.title_of(task)}\n{metrics_label(table.metrics_of(task))}" for task in table.tasks])
     bottom = max(0.0, lowest - 10)
     panel.set_ylim(bottom, None)
     panel.set_ylabel("percent" + (" (the axis does not begin at 0)" if bottom else ""))

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from transformers import BertConfig
 
+from finetuning.examples import TaskData
 from finetuning.task_definitions import Task
-from finetuning.tasks import TaskData
 from pretraining.corpus.files import file_facts
 from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 from pretraining.distillation.checkpoint import model_sha256
 from pretraining.distillation.modeling import require_model_directory
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
+
+# What else decides the outcome of a task of one's own: its definition may change, those of the project do not.
+DECISIVE = ("kind", "layout", "fields", "label", "columns", "skipped_labels", "metric")
 
 
 def check_model(args: Namespace, tokenizer: Any) -> BertConfig:
@@ -62,6 +65,7 @@ def row_length(args: Namespace, task: Task, config: BertConfig) -> int:
 def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, config: BertConfig) -> dict[str, Any]:
     """Everything that decides the outcome of a run besides epochs and seed; models and data by their content."""
     roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
+    own = {name: getattr(task, name) for name in DECISIVE} if task.is_own else {}
     return {
         "task": task.name,
         "model_name_or_path": args.model_name_or_path,
@@ -79,4 +83,5 @@ def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, co
         "teacher_sha256": model_sha256(args.teacher),
         "temperature": args.temperature if args.teacher else None,
         "matches": args.matches,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in own.items()},
     }

@@ -1,14 +1,15 @@
-"""Fine-tunes a BERT on one of the seven tasks, once for every epoch count and seed, and reports the dev set by the published protocol.
+"""Fine-tunes a BERT on a task, once for every epoch count and seed, and reports the dev set by the published protocol.
 
     python finetuning/run.py --model_name_or_path MODEL --task ocnli --data_dir data/ocnli --output_dir results/MODEL/ocnli
+    python finetuning/run.py --model_name_or_path MODEL --task examples/own_task/reviews.json --output_dir results/MODEL/reviews
 
 The protocol's figure is the best over the epoch counts (2, 3, 5, 10) of the mean over the seeds (at least three). Run again, the
-same command does what is unfinished. In output_dir: ``results.json``, ``predictions.json`` ({dev id: answer or label}) and
+same command does what is unfinished. In output_dir: ``results.json``, ``predictions.json`` ({dev id: answer, label or tags}) and
 ``model/`` of the best single run, and ``units/``, one file per finished run.
 
-Defaults: batches of 32; at most 512 tokens for cmrc2018 and drcd (windows move by 128), 256 for chnsenticorp, 128 for the others;
-the published best learning rates: those of RoBERTa for models of its size (12 layers, hidden size 768 and over), else those of the
-small models.
+Defaults: batches of 32; the tokens per row and the learning rate of the task's JSON file. For the seven published tasks these are the
+published best learning rates: those of RoBERTa for models of its size (12 layers, hidden size 768 and over), else those of the small
+models.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from finetuning.task_definitions import TASKS, Task
-from finetuning.tasks import TaskData, find_file, load_split, size_line, task_labels
+from finetuning.examples import TaskData
+from finetuning.task_definitions import TASKS, Task, resolved
+from finetuning.tasks import find_data, find_file, load_split, size_line, task_labels
 from finetuning.units import (
     BATCH_SIZE,
     EPOCHS,
@@ -47,8 +49,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--model_name_or_path", required=True, help="model directory: config.json, vocab.txt, weights")
-    add("--task", required=True, choices=TASKS)
-    add("--data_dir", required=True, help="directory with the task's files as distributed")
+    add("--task", required=True, help=f"one of {', '.join(TASKS)}, or the JSON file of a task of your own")
+    add("--data_dir", help="directory with the task's files as distributed; default for a task of your own: that of its JSON file")
     add("--output_dir", required=True, help="one for each model and task")
     add("--learning_rate", type=positive_float, help="default: the published best of the task and model size")
     add("--num_train_epochs", type=positive_int, nargs="+", default=list(EPOCHS))
@@ -76,18 +78,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_data(args: argparse.Namespace, task: Task) -> TaskData:
+def read_data(args: argparse.Namespace, task: Task, data_dir: Path) -> TaskData:
     """Reads the training and dev examples, prints their numbers, and keeps as many as the arguments allow.
 
     Raises:
         UserError: a file is missing, malformed or, without ``--allow_other_size``, shorter than the official one and than the arguments allow.
     """
-    labels = task_labels(task, args.data_dir)
-    paths = {split: find_file(task, args.data_dir, split) for split in ("train", "dev")}
+    labels = task_labels(task, data_dir)
+    paths = {split: find_file(task, data_dir, split) for split in ("train", "dev")}
     examples = {split: load_split(task, path, labels) for split, path in paths.items()}
     most = {"train": args.max_train_samples, "dev": args.max_eval_samples}
     for split, path in paths.items():
-        found, official = len(examples[split]), task.sizes[split]
+        found, official = len(examples[split]), task.sizes.get(split, 0)
         if found < min(official, most[split] or official) and not args.allow_other_size:
             raise UserError(
                 f"{path}: has {found} examples, the official {split} set of {task.name} has {official}; if the file was not cut off, "
@@ -110,10 +112,11 @@ def print_results(task: Task, results: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    task, output_dir = TASKS[args.task], Path(args.output_dir)
+    output_dir = Path(args.output_dir)
+    task, data_dir = find_data(args.task, args.data_dir)
     # One GPU: with more, the Trainer would multiply the batch size.
     os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    data = read_data(args, task)
+    data = read_data(args, task, data_dir)
     tokenizer = load_tokenizer(args.model_name_or_path)
 
     # They import torch, the models of transformers and textbrewer, 6 s; wrong arguments and data files are refused before.
@@ -123,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     config = check_model(args, tokenizer)
     matches = check_teacher(args, task, data.labels, tokenizer, config)
     settings = run_settings(args, task, data, tokenizer, config)
+    task = resolved(task, data.labels, settings["max_seq_length"])
     requested = [UnitKey(epochs, seed) for epochs in args.num_train_epochs for seed in args.seeds]
     with claimed_units(output_dir, requested, settings) as todo:
         print(

@@ -72,9 +72,10 @@ COMMANDS = [
     Command("my_datasets.py", 25, command_line("my_datasets.py"), in_place=True),
     Command("train.py", 30, command_line("train.py", **TRAINING), in_place=True),
     Command("scripts/init_checkpoint_TA.py", 22, command_line("scripts/init_checkpoint_TA.py"), in_place=True),
-    Command("scripts/train_segmenter.py", 10, command_line("scripts/train_segmenter.py"), in_place=True),
+    Command("scripts/train_segmenter.py", 15, command_line("scripts/train_segmenter.py"), in_place=True),
     Command("finetuning/run.py", 25, [*FINE_TUNING, "--output_dir", "results"]),
-    Command("finetuning/table.py", 15, ["teacher=measured/results.json", "--output_dir", "tables"]),
+    Command("finetuning/predict.py", 10, ["measured/model", "third.txt", "--output", "predictions.jsonl"]),
+    Command("finetuning/table.py", 20, ["teacher=measured/results.json", "--output_dir", "tables"]),
     Command(
         "scripts/report.py",
         10,
