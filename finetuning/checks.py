@@ -12,7 +12,7 @@ from pretraining.corpus.files import file_facts
 from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 from pretraining.distillation.checkpoint import model_sha256
 from pretraining.distillation.modeling import require_model_directory
-from pretraining.matches import get_matches
+from pretraining.matches import RELATED_FEATURES, get_matches
 from pretraining.utils import UserError
 
 # What else decides the outcome of a task of one's own: its definition may change, those of the project do not.
@@ -54,7 +54,10 @@ def check_teacher(args: Namespace, task: Task, labels: tuple[str, ...], tokenize
         raise UserError(f"{args.teacher}: takes at most {teacher_config.max_position_embeddings} tokens; give that as --max_seq_length")
     if tokenizer_sha256(load_tokenizer(args.teacher)) != tokenizer_sha256(tokenizer):
         raise UserError(f"{args.teacher}: splits text into other tokens than the model to fine-tune; both must have the same vocabulary")
-    return get_matches(args.matches, config, teacher_config)
+    matches = get_matches(args.matches, config, teacher_config)
+    if any(match["feature"] in RELATED_FEATURES for match in matches):
+        raise UserError("--matches: relations are for pretraining; give hidden or attention matches")
+    return matches
 
 
 def row_length(args: Namespace, task: Task, config: BertConfig) -> int:

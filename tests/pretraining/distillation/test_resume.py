@@ -138,6 +138,15 @@ def test_killed_without_projections_or_teacher_and_resumed(corpus, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_killed_with_relations_and_resumed(corpus, tmp_path):
+    changes = {"matches": "L2h16_L4h32_relation"}
+    tiny.run_train(corpus.arguments(tmp_path / "whole", **changes))
+    arguments = corpus.arguments(tmp_path / "run", resume_from_checkpoint="latest", **changes)
+    interrupted_run(arguments, 4, die, Killed)
+    tiny.run_train(arguments)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_half_written_scalar_does_no_harm(whole_run, corpus, tmp_path):
     directory = tmp_path / "run"
     interrupted_run(corpus.arguments(directory, keep_checkpoints=0), 6, die, Killed)
