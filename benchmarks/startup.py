@@ -8,6 +8,7 @@ The model is tiny and has no teacher. The first start after the build, later sta
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from itertools import cycle
@@ -64,9 +65,9 @@ def write_names(work: Path, files: int) -> Path:
     """Gives the file, its references and its shard, if there is one, more names; returns the list of the files."""
     for number in range(1, files):
         if not (work / f"{number}.txt").exists():
-            (work / f"shards/{number}").mkdir()
-            for name in ("{}.txt", "{}.refs", "shards/{}/data.arrow", "shards/{}/shard.json"):
+            for name in ("{}.txt", "{}.refs"):
                 os.link(work / name.format(0), work / name.format(number))
+            shutil.copytree(work / "shards/0", work / f"shards/{number}", copy_function=os.link)
     path = work / f"{files}.json"
     names = {
         f"train{kind}_files": [str(work / f"{number}.{ending}") for number in range(files)]

@@ -6,14 +6,17 @@ from typing import Any
 import torch
 from transformers import BertConfig
 
+from finetuning.examples import TaskData
 from finetuning.task_definitions import Task
-from finetuning.tasks import TaskData
 from pretraining.corpus.files import file_facts
 from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
 from pretraining.distillation.checkpoint import model_sha256
 from pretraining.distillation.modeling import require_model_directory
-from pretraining.matches import get_matches
+from pretraining.matches import RELATED_FEATURES, get_matches
 from pretraining.utils import UserError
+
+# What else decides the outcome of a task of one's own: its definition may change, those of the project do not.
+DECISIVE = ("kind", "layout", "fields", "label", "columns", "skipped_labels", "metric")
 
 
 def check_model(args: Namespace, tokenizer: Any) -> BertConfig:
@@ -51,7 +54,10 @@ def check_teacher(args: Namespace, task: Task, labels: tuple[str, ...], tokenize
         raise UserError(f"{args.teacher}: takes at most {teacher_config.max_position_embeddings} tokens; give that as --max_seq_length")
     if tokenizer_sha256(load_tokenizer(args.teacher)) != tokenizer_sha256(tokenizer):
         raise UserError(f"{args.teacher}: splits text into other tokens than the model to fine-tune; both must have the same vocabulary")
-    return get_matches(args.matches, config, teacher_config)
+    matches = get_matches(args.matches, config, teacher_config)
+    if any(match["feature"] in RELATED_FEATURES for match in matches):
+        raise UserError("--matches: relations are for pretraining; give hidden or attention matches")
+    return matches
 
 
 def row_length(args: Namespace, task: Task, config: BertConfig) -> int:
@@ -59,9 +65,15 @@ def row_length(args: Namespace, task: Task, config: BertConfig) -> int:
     return args.max_seq_length or min(task.max_seq_length, config.max_position_embeddings)
 
 
-def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, config: BertConfig) -> dict[str, Any]:
-    """Everything that decides the outcome of a run besides epochs and seed; models and data by their content."""
+def default_learning_rate(task: Task, config: BertConfig) -> float:
+    """The task's learning rate for models of RoBERTa's size, or for smaller ones."""
     roberta_sized = config.num_hidden_layers >= 12 and config.hidden_size >= 768
+    return task.learning_rate_roberta if roberta_sized else task.learning_rate_small
+
+
+def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, config: BertConfig) -> dict[str, Any]:
+    """Everything that decides the outcome of a run besides epochs, seed and learning rate; models and data by their content."""
+    own = {name: getattr(task, name) for name in DECISIVE} if task.is_own else {}
     return {
         "task": task.name,
         "model_name_or_path": args.model_name_or_path,
@@ -69,7 +81,7 @@ def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, co
         "tokenizer_sha256": tokenizer_sha256(tokenizer),
         "data_sha256": {split: file_facts(path).sha256 for split, path in data.paths.items()},
         "labels": list(data.labels),
-        "learning_rate": args.learning_rate or (task.learning_rate_roberta if roberta_sized else task.learning_rate_small),
+        "learning_rate": None,  # of each plan its own
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "max_seq_length": row_length(args, task, config),
         "max_train_samples": args.max_train_samples,
@@ -79,4 +91,5 @@ def run_settings(args: Namespace, task: Task, data: TaskData, tokenizer: Any, co
         "teacher_sha256": model_sha256(args.teacher),
         "temperature": args.temperature if args.teacher else None,
         "matches": args.matches,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in own.items()},
     }

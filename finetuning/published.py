@@ -1,4 +1,4 @@
-"""The published figures: the tables of the MiniRBT README (github.com/iflytek/MiniRBT), dev sets, as printed there.
+"""The published figures: the tables of the MiniRBT README (github.com/iflytek/MiniRBT), dev sets, as printed there; and of peers.
 
 Each table maps a model to its tasks, and a task to its metrics. A figure is the published text ("68", not "68.0").
 """
@@ -128,4 +128,61 @@ PUBLISHED_STAGES: Figures = {
         "bq": {"accuracy": "83.55"},
         "tnews": {"accuracy": "53.94"},
     },
+}
+
+# The best learning rate of each model; the small models are RBT3, RBT4-H312, MiniRBT-H256 and MiniRBT-H288.
+RATE = "learning rate"
+PUBLISHED_LEARNING_RATES: Figures = {
+    "RoBERTa": {
+        "cmrc2018": {RATE: "3e-5"},
+        "drcd": {RATE: "3e-5"},
+        "ocnli": {RATE: "2e-5"},
+        "lcqmc": {RATE: "2e-5"},
+        "bq": {RATE: "3e-5"},
+        "tnews": {RATE: "2e-5"},
+        "chnsenticorp": {RATE: "2e-5"},
+    },
+    "the small models": {
+        "cmrc2018": {RATE: "1e-4"},
+        "drcd": {RATE: "1e-4"},
+        "ocnli": {RATE: "5e-5"},
+        "lcqmc": {RATE: "1e-4"},
+        "bq": {RATE: "1e-4"},
+        "tnews": {RATE: "1e-4"},
+        "chnsenticorp": {RATE: "1e-4"},
+    },
+}
+
+# ---------------------------------------------------------------- peers on CLUE, dev sets
+
+CLUE_TASKS = ("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "cluewsc", "csl", "cmrc2018")
+
+
+def clue_row(figures: str) -> dict[str, dict[str, str]]:
+    """The figures of a model in the order of CLUE_TASKS, with blanks between; the last ones are F1 and EM of CMRC 2018."""
+    *accuracies, f1, em = [*figures.split(), "", ""][:9]
+    row = {task: {"accuracy": accuracy} for task, accuracy in zip(CLUE_TASKS, accuracies)}
+    return {**row, "cmrc2018": {"f1": f1, "em": em}} if f1 else row
+
+
+# By source: model -> figures.
+PEERS: dict[str, Figures] = {
+    "¹": {
+        "ERNIE 3.0 Medium (6L, 768H)": clue_row("73.37 57.00 60.67 80.64 76.88 79.28 81.60 87.30 65.83"),
+        "RBT6 (6L, 768H)": clue_row("73.45 56.82 59.64 79.36 73.32 76.64 80.67 84.77 62.72"),
+        "TinyBERT6 (6L, 768H)": clue_row("72.22 55.70 54.48 79.12 74.07 77.63 80.17 83.75 63.03"),
+        "ERNIE 3.0 Mini (6L, 384H)": clue_row("71.85 55.24 54.48 77.19 73.08 71.05 79.30 81.97 58.53"),
+        "ERNIE 3.0 Micro (4L, 384H)": clue_row("71.15 55.05 53.83 74.81 70.41 69.08 76.50 77.82 53.77"),
+        "ERNIE 3.0 Nano (4L, 312H)": clue_row("70.51 54.57 48.36 74.97 70.61 68.75 75.93 76.35 52.00"),
+        "TinyBERT4 (4L, 312H)": clue_row("69.07 54.02 39.71 73.94 69.59 70.07 75.07 69.34 46.04"),
+        "RBT3 (3L, 768H)": clue_row("70.95 55.53 59.18 76.20 70.71 67.11 76.63 78.63 55.73"),
+    },
+    "²": {"PP-MiniLM (6L, 768H)": clue_row("74.14 57.43 61.75 81.01 76.17 86.18 79.17")},
+}
+PEERS_SOURCES = {
+    "¹": "github.com/PaddlePaddle/PaddleNLP, model_zoo/ernie-3.0/README.md at 07dfedf; by examples/benchmark/clue/README.md the best evaluation of one run, every 100 steps "
+    "(CMRC 2018: every epoch), over batches of 16, 32, 64 and learning rates of 1e-5, 2e-5, 3e-5, 5e-5 (CMRC 2018: 24, 32; 1e-5 to 3e-5); "
+    "CLUEWSC2020 also with batches of 8, CLUEWSC2020 and IFLYTEK also without dropout.",
+    "²": "github.com/PaddlePaddle/PaddleNLP, examples/model_compression/pp-minilm/README.md at 0042246: the best evaluation of one run, "
+    "every 100 steps, over batches of 16, 32, 64 and learning rates of 3e-5, 5e-5, 1e-4.",
 }

@@ -1,13 +1,14 @@
 """Reading comprehension: questions -> windows of tokens, logits -> answers, answers -> F1 and EM as CMRC 2018 defines them."""
 
 import re
+from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from finetuning.tasks import Question
+from finetuning.examples import Question
 
 DOC_STRIDE = 128  # tokens by which the window moves over a long context, as in BERT's own SQuAD code
 MAX_QUESTION_TOKENS = 64
@@ -41,19 +42,22 @@ def locate_answer(context: str, answer: str, answer_start: int) -> int | None:
     return min(found, key=lambda start: abs(start - answer_start), default=None)
 
 
-def make_windows(questions: list[Question], tokenizer, max_seq_length: int, with_answers: bool) -> tuple[list[Window], int]:
+def make_windows(
+    questions: list[Question], tokenizer, max_seq_length: int, with_answers: bool, progress: bool = True
+) -> tuple[list[Window], int]:
     """Cuts every context into overlapping windows.
 
     Args:
         tokenizer: transformers.BertTokenizer
         max_seq_length: tokens a window, special tokens included.
         with_answers: find the first answer's tokens, and leave out questions whose answer is not in the context.
+        progress: show a bar.
 
     Returns:
         (windows in the order of the questions, number of questions left out)
     """
     windows, left_out = [], 0
-    with tqdm(total=len(questions), desc="tokenise", unit=" questions") as progress:
+    with tqdm(total=len(questions), desc="tokenise", unit=" questions", disable=not progress) as bar:
         for block_start in range(0, len(questions), 256):
             block = questions[block_start : block_start + 256]
             asked = tokenizer([question.question for question in block], add_special_tokens=False, verbose=False)
@@ -68,7 +72,7 @@ def make_windows(questions: list[Question], tokenizer, max_seq_length: int, with
                     continue
                 ids = asked["input_ids"][position], contexts["input_ids"][position]
                 windows += _windows(block_start + position, *ids, offsets, span, tokenizer, max_seq_length)
-            progress.update(len(block))
+            bar.update(len(block))
     return windows, left_out
 
 
@@ -103,29 +107,54 @@ def _windows(index: int, question_ids, context_ids, offsets, span, tokenizer, ma
 # ---------------------------------------------------------------- logits -> answers
 
 
-def best_answers(questions: list[Question], windows: list[Window], start_logits: np.ndarray, end_logits: np.ndarray) -> dict[str, str]:
+class Span(NamedTuple):
+    """An answer: ``start`` and ``end`` in characters of the context; ``score``, the sum of the two logits."""
+
+    start: int
+    end: int
+    score: float
+
+
+def span_scores(window: Window, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Start logit + end logit of every span of a window: float, [first token, last token]; -inf where there is no span, or a long one."""
+    tokens = len(window.offsets)
+    inside = slice(window.context_start, window.context_start + tokens)
+    distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
+    return np.where((distance >= 0) & (distance < MAX_ANSWER_TOKENS), starts[inside, None] + ends[None, inside], -np.inf)
+
+
+def best_spans(windows: list[Window], start_logits: Iterable[np.ndarray], end_logits: Iterable[np.ndarray]) -> dict[int, Span]:
     """The most likely span of each question over all its windows: the highest start logit + end logit, of at most MAX_ANSWER_TOKENS.
 
     Args:
-        start_logits, end_logits: float, [windows, length]; padding behind a window's tokens is not looked at.
+        start_logits, end_logits: for each window float, [length]; padding behind a window's tokens is not looked at.
 
     Returns:
-        the answer text by question id; "" where a context has no token.
+        the span by the number of the question; a question whose context has no token has none.
     """
-    answers = {question.id: "" for question in questions}
-    best: dict[int, float] = {}
+    best: dict[int, Span] = {}
     for window, starts, ends in zip(windows, start_logits, end_logits):
         tokens = len(window.offsets)
         if not tokens:
             continue
-        inside = slice(window.context_start, window.context_start + tokens)
-        distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-        scores = np.where((distance >= 0) & (distance < MAX_ANSWER_TOKENS), starts[inside, None] + ends[None, inside], -np.inf)
+        scores = span_scores(window, starts, ends)
         first, last = divmod(int(scores.argmax()), tokens)
-        if scores[first, last] > best.get(window.question, -np.inf):
-            best[window.question] = scores[first, last]
-            question = questions[window.question]
-            answers[question.id] = question.context[window.offsets[first, 0] : window.offsets[last, 1]]
+        if window.question not in best or scores[first, last] > best[window.question].score:
+            best[window.question] = Span(int(window.offsets[first, 0]), int(window.offsets[last, 1]), scores[first, last])
+    return best
+
+
+def best_answers(questions: list[Question], windows: list[Window], start_logits: np.ndarray, end_logits: np.ndarray) -> dict[str, str]:
+    """The text of the best span by question id; "" where a context has no token.
+
+    Args:
+        start_logits, end_logits: float, [windows, length]
+    """
+    spans = best_spans(windows, start_logits, end_logits)
+    answers = {}
+    for number, question in enumerate(questions):
+        span = spans.get(number)
+        answers[question.id] = question.context[span.start : span.end] if span else ""
     return answers
 
 

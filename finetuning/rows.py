@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
     Attributes:
         model: its name.
-        source: "published" or "measured".
+        source: "published", with a mark if it is not from the MiniRBT README, or "measured".
         cells: the text of each known cell by task; with several metrics "78.47/56.27".
     """
 
@@ -26,17 +26,31 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table with a column for each task; ``name`` is the name of its CSV file, without the ending."""
+    """A table with a column for each task.
+
+    Attributes:
+        name: the name of its CSV file, without the ending.
+        metrics: the names of the figures in a task's cells, where they are not the metrics of a task of the project.
+    """
 
     name: str
     title: str
     tasks: tuple[str, ...]
     rows: list[Row]
+    metrics: dict[str, tuple[str, ...]] = {}
+
+    def title_of(self, task: str) -> str:
+        """The head of a task's column."""
+        return TASKS[task].title if task in TASKS else task
+
+    def metrics_of(self, task: str) -> tuple[str, ...]:
+        """The names of the figures in a task's cells."""
+        return self.metrics[task] if task in self.metrics else TASKS[task].metrics
 
 
 def to_markdown(table: Table) -> str:
     """A heading and a Markdown table."""
-    lines = [["Model", "Source", *(TASKS[task].title for task in table.tasks)]]
+    lines = [["Model", "Source", *map(table.title_of, table.tasks)]]
     for row in table.rows:
         lines.append([row.model, row.source, *(row.cells.get(task, UNKNOWN) for task in table.tasks)])
     return f"### {table.title}\n\n{markdown_table(lines, left=2)}\n"
@@ -46,8 +60,8 @@ def to_csv(table: Table) -> str:
     """The same table with a column for each metric."""
     header, lines = ["model", "source"], [[row.model, row.source] for row in table.rows]
     for task in table.tasks:
-        metrics = TASKS[task].metrics
-        header += [f"{TASKS[task].title} {name}" for name in metrics]
+        metrics = table.metrics_of(task)
+        header += [f"{table.title_of(task)} {name}" for name in metrics]
         for line, row in zip(lines, table.rows):
             line += row.cells[task].split("/") if task in row.cells else [UNKNOWN] * len(metrics)
     text = io.StringIO()

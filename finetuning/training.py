@@ -13,22 +13,20 @@ from typing import Any, NamedTuple
 import torch
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from torch import nn
-from transformers import BertForQuestionAnswering, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from finetuning.examples import TaskData
 from finetuning.features import collate, make_features
-from finetuning.reading import Window, best_answers, reading_metrics
+from finetuning.heads import load_fine_tuned, load_model
+from finetuning.scores import score
 from finetuning.task_definitions import Task
-from finetuning.tasks import TaskData
 from pretraining.corpus.files import disk_full_as_user_error
 from pretraining.distillation.checkpoint import damage, write_checksums
 from pretraining.distillation.losses import fine_tuning_adaptor
-from pretraining.distillation.modeling import load_model as load_bert
-from pretraining.distillation.modeling import load_reporting_missing
 from pretraining.utils import UserError
 
 SAVE_EVERY_SECONDS = 300  # of training; a killed run loses at most this much
 WARMUP, WEIGHT_DECAY, EVAL_BATCH_SIZE = 0.1, 0.01, 64
-NOT_IN_ENCODER = ("classifier.", "qa_outputs.", "bert.pooler.")  # weights that a pretrained model need not have
 PROJECTIONS = "distillation_projections"
 
 
@@ -38,8 +36,8 @@ class Recipe:
 
     Attributes:
         train, dev: features, as :mod:`finetuning.features` makes them.
-        dev_examples: the Examples or Questions of the dev set.
-        dev_windows: for reading the window of each dev feature; else empty.
+        dev_examples: the Examples, Questions or Sentences of the dev set.
+        dev_windows: for reading and labelling the window of each dev feature; else empty.
         teacher: frozen, in eval mode, on the device of the training.
         matches: TextBrewer's ``intermediate_matches``.
     """
@@ -49,7 +47,7 @@ class Recipe:
     train: list[dict]
     dev: list[dict]
     dev_examples: list
-    dev_windows: list[Window]
+    dev_windows: list
     model_dir: str
     learning_rate: float
     batch_size: int
@@ -75,7 +73,7 @@ def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, set
     """
     attentions = needs_attentions(matches)
     load_model(args.model_name_or_path, task, data.labels, "the model to fine-tune", attentions)  # refuses it before the long work
-    teacher = load_teacher(args.teacher, task, data.labels, attentions) if args.teacher else None
+    teacher = load_fine_tuned(args.teacher, task, data.labels, "the teacher", attentions) if args.teacher else None
     length = settings["max_seq_length"]
     train, _ = make_features(task, data.examples["train"], tokenizer, length, training=True)
     dev, windows = make_features(task, data.examples["dev"], tokenizer, length, training=False)
@@ -95,7 +93,7 @@ def make_recipe(args: Namespace, task: Task, data: TaskData, tokenizer: Any, set
         matches=tuple(matches),
     )
     if teacher is not None:
-        scores = evaluate_model(recipe, teacher, Path(args.output_dir) / "unfinished")
+        scores = evaluate_model(recipe, teacher, Path(args.output_dir))
         print("teacher:", ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
     return recipe
 
@@ -105,54 +103,6 @@ def needs_attentions(matches: Iterable[dict]) -> bool:
     return any(match["feature"] == "attention" for match in matches)
 
 
-# ---------------------------------------------------------------- models
-
-
-def head_options(task: Task, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Options for ``from_pretrained``: the head of the task, even where the directory has another."""
-    if task.is_reading:
-        return {"ignore_mismatched_sizes": True, "num_labels": 2}
-    return {
-        "ignore_mismatched_sizes": True,
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
-
-
-def load_model(directory: str, task: Task, labels: tuple[str, ...], what: str, attentions: bool = False) -> nn.Module:
-    """Loads an encoder and gives it a new, random head.
-
-    Returns:
-        BertForQuestionAnswering or BertForSequenceClassification, in eval mode.
-
-    Raises:
-        UserError: unreadable weights, or weights the encoder lacks.
-    """
-    model_class = BertForQuestionAnswering if task.is_reading else BertForSequenceClassification
-    options = head_options(task, labels)
-    model = load_bert(model_class, directory, what, attentions=attentions, optional=NOT_IN_ENCODER, **options)
-    head = model.qa_outputs if task.is_reading else model.classifier
-    head.weight.data.normal_(0.0, model.config.initializer_range)
-    head.bias.data.zero_()
-    return model.eval()
-
-
-def load_teacher(directory: str, task: Task, labels: tuple[str, ...], attentions: bool = False) -> nn.Module:
-    """Loads a model fine-tuned on the task: frozen, in eval mode, on the device of the training.
-
-    Raises:
-        UserError: unreadable weights, or a model without the head of the task.
-    """
-    model_class = BertForQuestionAnswering if task.is_reading else BertForSequenceClassification
-    model, missing = load_reporting_missing(model_class, directory, "the teacher", attentions=attentions, **head_options(task, labels))
-    if missing:
-        raise UserError(
-            f"{directory}: the weights of the teacher lack {missing[0]}, or have it in another shape; give a model fine-tuned on {task.name}"
-        )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
-
-
 # ---------------------------------------------------------------- trainers
 
 
@@ -160,7 +110,8 @@ class DistillingTrainer(Trainer):
     """Trains on ``T^2 * KD + hard + matches``; the terms are those of TextBrewer's ``GeneralDistiller.compute_loss``.
 
     KD is the cross-entropy of teacher and student at temperature T. T^2 keeps its gradient as large as that of the hard labels
-    (Hinton et al. 2015, section 2). For reading, KD is the sum over start and end logits, each over the real tokens.
+    (Hinton et al. 2015, section 2). For reading, KD is the sum over start and end logits, each over the real tokens;
+    for labelling the mean over the tokens with a tag.
     ``hard`` is the model's own loss on the labels. ``matches`` compare hidden states or attentions at the real tokens.
     During training the projections of the matches are part of the model, so the optimizer, clipping and checkpoints hold them.
     """
@@ -201,8 +152,8 @@ class DistillingTrainer(Trainer):
         outputs = model(**inputs, **wanted)
         with torch.no_grad(), self.accelerator.autocast():
             teacher_outputs = self.teacher(**encoder_inputs, **wanted)
-        results_S = fine_tuning_adaptor(outputs, inputs["attention_mask"], self.features)
-        results_T = fine_tuning_adaptor(teacher_outputs, inputs["attention_mask"], self.features)
+        results_S = fine_tuning_adaptor(outputs, inputs, self.features)
+        results_T = fine_tuning_adaptor(teacher_outputs, inputs, self.features)
         loss, _ = self.distiller.compute_loss({**results_S, "losses": [outputs.loss]}, results_T)
         return (loss, outputs) if return_outputs else loss
 
@@ -332,12 +283,6 @@ def evaluate_model(recipe: Recipe, model: nn.Module, directory: Path) -> dict[st
 
 
 def evaluate(recipe: Recipe, trainer: Trainer) -> tuple[dict[str, float], dict[str, str]]:
-    """Returns the metrics in percent, and the predictions (answer texts or label names) by dev id."""
+    """Returns the metrics in percent, and the predictions (answer texts, label names or tags) by dev id."""
     logits: Any = trainer.predict(recipe.dev).predictions
-    if recipe.task.is_reading:
-        predictions = best_answers(recipe.dev_examples, recipe.dev_windows, *logits)
-        return reading_metrics(recipe.dev_examples, predictions), predictions
-    labels = logits.argmax(axis=-1)
-    right = sum(int(label) == example.label for label, example in zip(labels, recipe.dev_examples))
-    predictions = {example.id: recipe.labels[label] for label, example in zip(labels, recipe.dev_examples)}
-    return {"accuracy": 100 * right / len(recipe.dev_examples)}, predictions
+    return score(recipe.task, recipe.labels, recipe.dev_examples, recipe.dev_windows, logits)

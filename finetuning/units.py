@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from finetuning.task_definitions import Task
+from finetuning.task_definitions import Task, definition
 from pretraining.corpus.files import atomic_directory, disk_full_as_user_error, read_json, write_json
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.tokenizer import save_tokenizer
@@ -26,7 +26,7 @@ from pretraining.utils import UserError
 # The published protocol: the best over the epoch counts of the mean over the seeds.
 EPOCHS, SEEDS, BATCH_SIZE = (2, 3, 5, 10), (1, 2, 3), 32
 FREE_TO_CHANGE = ("model_name_or_path", "teacher")  # settings that may differ between two calls; the content of the models may not
-CLAIM = "unit.json"
+CLAIM, TASK_FILE = "unit.json", "task.json"
 
 
 class UnitKey(NamedTuple):
@@ -42,7 +42,7 @@ class UnitKey(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A finished run: metrics in percent, for every dev id the prediction (an answer or a label), and what else decided them."""
+    """A finished run: metrics in percent, for every dev id the prediction (an answer, a label or tags), and what else decided them."""
 
     num_train_epochs: int
     seed: int
@@ -179,6 +179,7 @@ def write_unit(output_dir: Path, task: Task, unit: Unit, model: Any, tokenizer: 
     After a kill between the two, the unit runs again from its newest checkpoint.
 
     Args:
+        task: with the labels and the length of the run; the model's ``task.json`` says what ``predict.py`` needs of it.
         model, tokenizer: of transformers.
     """
     with directory_lock(output_dir):
@@ -188,6 +189,7 @@ def write_unit(output_dir: Path, task: Task, unit: Unit, model: Any, tokenizer: 
             with atomic_directory(place) as directory, disk_full_as_user_error(place):
                 model.save_pretrained(directory)
                 save_tokenizer(tokenizer, directory)
+                write_json(directory / TASK_FILE, definition(task))
                 write_json(directory / CLAIM, unit.key._asdict())
         write_json(output_dir / "units" / f"{unit.key.name}.json", unit._asdict(), indent=None)
 

@@ -8,35 +8,21 @@ of them Chinese and each a token of the BERT vocabulary. Beside each reference f
 that made it. A file that is up to date is skipped, so the same command resumes a run that was stopped.
 """
 
-import hashlib
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
 from tqdm import tqdm
 
-from pretraining.corpus.files import (
-    TextAndRefs,
-    atomic_write,
-    check_lines,
-    file_facts,
-    read_data_json,
-    read_json,
-    read_line_blocks,
-    require_writable_place,
-    sidecar_of,
-    write_json,
-)
+from pretraining.corpus.executor_settings import Executor, add_executor_arguments, executor_of, part_bytes_of
+from pretraining.corpus.executors import group_by_size, join_earlier_job, run_tasks
+from pretraining.corpus.files import TextAndRefs, check_lines, read_data_json, require_writable_place, sidecar_of
 from pretraining.corpus.locks import exclusive
-from pretraining.corpus.references import ReferenceFinder
-from pretraining.corpus.segmenter import LtpDirectory, Segment, load_segmenter, read_ltp_directory, words_of
-from pretraining.corpus.tokenizer import load_tokenizer, tokenizer_sha256
+from pretraining.corpus.parts import divide
+from pretraining.corpus.reference_files import ReferenceFile, ReferenceMaker, is_current, load_models
+from pretraining.corpus.segmenter import gpus_for, read_ltp_directory
 from pretraining.utils import ArgumentParser, UserError, progress_bar, run_script
-
-FORMAT = 1
-BATCH_CHARACTERS = 1 << 17  # an encoded character takes some 600 bytes, so 80 MB a batch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,39 +31,63 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--ltp", default="./pretrained_model_path/ltp", help="directory of a legacy or neural LTP model")
     parser.add_argument("--bert", default="./pretrained_model_path/RoBERTa", help="directory of the BERT model, for its vocab.txt")
     parser.add_argument("--overwrite", action="store_true", help="make all reference files again, also those that are up to date")
+    add_executor_arguments(parser)
     args = parser.parse_args(argv)
 
+    if args.overwrite and args.no_wait:
+        raise UserError(
+            "--overwrite and --no_wait: the same command is to be given again to join the result, and would begin again; leave out one"
+        )
     files = list(chain.from_iterable(read_data_json(args.data_files_json).values()))
     check_outputs(files, args.overwrite)
-    ltp = read_ltp_directory(args.ltp)
-    tokenizer = load_tokenizer(args.bert)
-    makers = {"format": FORMAT, "ltp_sha256": ltp.sha256(), "tokenizer_sha256": tokenizer_sha256(tokenizer)}
+    executor = executor_of(args, gpus_for(read_ltp_directory(args.ltp)))
+    maker = ReferenceMaker.of(args.ltp, args.bert)
     with ExitStack() as locks:
         for place in {file.refs.parent.resolve(): file.refs.parent for file in files}.values():
             locks.enter_context(exclusive(place / ".lock", f"reference files in {place}"))
-        make_references(files, makers, ltp, tokenizer, args.overwrite)
+        make_references(files, maker, executor, part_bytes_of(args), args.overwrite)
 
 
-def make_references(files: list[TextAndRefs], makers: dict[str, Any], ltp: LtpDirectory, tokenizer: Any, overwrite: bool) -> None:
-    """Writes the reference files that are not up to date; checks all their texts before the first.
+def make_references(files: list[TextAndRefs], maker: ReferenceMaker, executor: Executor, part_bytes: int, overwrite: bool) -> None:
+    """Writes the reference files that are not up to date; checks all their texts before the first."""
+    place = files[0].refs.parent / ".workers"
+    if not join_earlier_job(place, executor):
+        return
+    outdated = find_outdated(files, dict(maker.makers), part_bytes, overwrite)
+    work = [part for file in outdated for part in file.missing_parts()]
+    start, lines = time.perf_counter(), sum(part.part.lines for part in work)
+    if work and executor.is_this_process:
+        load_models(maker)  # before the bar; a worker elsewhere sends the same error
+    if work:
+        tasks = group_by_size(work, lambda part: part.part.size, part_bytes)
+        with progress_bar(total=lines, desc="references", unit=" lines", unit_scale=True) as bar:
+            if not run_tasks(maker, tasks, executor, place, bar):
+                return
+    seconds = time.perf_counter() - start
+    for file in outdated:
+        file.join()
+        print(f"{file.file.refs}: {file.inputs['lines']:,} lines")
+    if work:
+        print(f"{lines:,} lines in {len(work):,} part{'s' * (len(work) > 1)} in {seconds:.1f} s, {lines / seconds:,.0f} lines/s")
 
-    Args:
-        makers: what decides the result beside the texts.
-    """
+
+def find_outdated(files: list[TextAndRefs], makers: dict[str, Any], part_bytes: int, overwrite: bool) -> list[ReferenceFile]:
+    """The reference files that are not up to date, with the parts that are there already in their folders."""
     outdated = []
     for file in tqdm(files, desc="reading the texts", unit=" files", leave=False):
-        facts = file_facts(file.text)
+        facts, parts = divide(file.text, part_bytes)
         inputs = {**makers, "text_sha256": facts.sha256, "lines": facts.lines}
         if not overwrite and is_current(file, inputs):
             tqdm.write(f"{file.refs}: up to date, skipped (--overwrite makes it again)")
             continue
         check_lines(file.text, is_text=True)
-        outdated.append((file, inputs))
-    if outdated:
-        segment = load_segmenter(ltp)
-        find_references = ReferenceFinder(tokenizer)
-        for file, inputs in outdated:
-            write_references(file, inputs, segment, find_references)
+        outdated.append(ReferenceFile(file, inputs, parts))
+    for wanted in outdated:
+        if overwrite:
+            wanted.forget_parts()
+        else:
+            wanted.copy_parts_of_old_file()
+    return outdated
 
 
 def check_outputs(files: list[TextAndRefs], overwrite: bool) -> None:
@@ -92,46 +102,6 @@ def check_outputs(files: list[TextAndRefs], overwrite: bool) -> None:
         if refs.exists() and not sidecar.exists() and not overwrite:
             raise UserError(f"{refs}: was not made by this script (no {sidecar.name} beside it); move it away or give --overwrite")
         require_writable_place(refs.parent, f"{refs}:")
-
-
-def is_current(file: TextAndRefs, inputs: dict[str, Any]) -> bool:
-    """True if the reference file was made from ``inputs`` and was not changed since."""
-    sidecar = sidecar_of(file.refs)
-    if not (file.refs.is_file() and sidecar.is_file()):
-        return False
-    noted = read_json(sidecar, "the note beside a reference file (--overwrite makes both again)")
-    return noted == {**inputs, "refs_sha256": file_facts(file.refs).sha256}
-
-
-def write_references(file: TextAndRefs, inputs: dict[str, Any], segment: Segment, find_references: ReferenceFinder) -> None:
-    """Writes one reference file and, just before it replaces the old one, the note of what made it."""
-    start, digest, lines_done = time.perf_counter(), hashlib.sha256(), 0
-    bar_settings = {"total": inputs["lines"], "desc": file.text.name, "unit": " lines", "unit_scale": True}
-    with atomic_write(file.refs, "wb") as output, progress_bar(**bar_settings) as bar:
-        for lines in chain.from_iterable(map(batches_of_lines, read_line_blocks(file.text))):
-            lines_done += len(lines)
-            words = words_of(lines, segment, bar.update)
-            references = "".join(f"{positions}\n" for positions in find_references(lines, words)).encode()
-            digest.update(references)
-            output.write(references)
-            bar.update(lines_done - bar.n)  # counts lines with nothing to segment
-        if lines_done != inputs["lines"]:
-            raise UserError(f"{file.text}: was changed while it was read; run again")
-        write_json(sidecar_of(file.refs), {**inputs, "refs_sha256": digest.hexdigest()})
-    seconds = time.perf_counter() - start
-    print(f"{file.refs}: {inputs['lines']:,} lines in {seconds:.1f} s, {inputs['lines'] / seconds:,.0f} lines/s")
-
-
-def batches_of_lines(lines: list[str]) -> Iterator[list[str]]:
-    """Splits a list of lines into lists of about ``BATCH_CHARACTERS``; an empty line costs memory too."""
-    first = size = 0
-    for number, line in enumerate(lines, start=1):
-        size += len(line) + 16
-        if size >= BATCH_CHARACTERS:
-            yield lines[first:number]
-            first, size = number, 0
-    if first < len(lines):
-        yield lines[first:]
 
 
 if __name__ == "__main__":

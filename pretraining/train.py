@@ -79,7 +79,7 @@ def start(
     datasets = {split: load_shards(files[split], spec, descriptions[split], **building, fill_last_row=split == "train") for split in files}
     start_process_group(run, store)
     require_same_inputs(run, checkpoint, identity)
-    announce(run, student)
+    announce(run, plan, student)
 
     # ---- train, evaluate
     if args.do_train:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import BertConfig, BertForQuestionAnswering
 
+from finetuning.published import PUBLISHED as PUBLISHED_FIGURES
 from finetuning.task_definitions import TASKS
 from pretraining.config import TrainingArguments
 from pretraining.recipes import ASSISTANT, RECIPES, Settings
@@ -203,8 +204,9 @@ def test_published_models_are_those_of_the_code():
 
 def test_tasks_are_those_of_finetuning():
     rows = table("## How good is it: the seven tasks")
-    assert [row[0] for row in rows] == [f"`{name}`" for name in TASKS]
-    for (_, files, metric, tokens), task in zip(rows, TASKS.values()):
+    assert [row[0] for row in rows] == [f"`{name}`" for name in PUBLISHED_FIGURES["RoBERTa"]]
+    for name, files, metric, tokens in rows:
+        task = TASKS[name.strip("`")]
         names = {name for name in code_spans(files) if re.fullmatch(r".+\.\w+", name)}
         assert names <= {*task.files["train"], *task.files["dev"], "labels.json"}
         assert metric == ("F1 / EM" if task.is_reading else "accuracy") and tokens.split(",")[0] == str(task.max_seq_length)
@@ -239,7 +241,8 @@ def test_the_lines_for_a_reading_model_answer_a_question(tmp_path, monkeypatch, 
     assert len(finite) == int(in_context.sum()) * (int(in_context.sum()) + 1) // 2
 
 
-def test_git_ignores_a_list_of_texts_of_ones_own():
-    """README asks for jsons/my_data.json; nobody needs to edit a tracked file."""
-    assert "my_data.json" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "/pretraining/jsons/*\n!/pretraining/jsons/data.json\n" in (ROOT / ".gitignore").read_text(encoding="utf-8")
+def test_git_ignores_a_corpus_of_ones_own():
+    """README asks for dataset/corpus/, and a list by hand goes into jsons/; nobody needs to edit a tracked file."""
+    assert "dataset/corpus/data.json" in (ROOT / "README.md").read_text(encoding="utf-8")
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8")
+    assert "/pretraining/jsons/*\n!/pretraining/jsons/data.json\n" in ignored and "/pretraining/dataset/corpus/\n" in ignored

@@ -36,18 +36,25 @@ def opened(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def read_line_blocks(path: str | Path) -> Iterator[list[str]]:
-    r"""Yields the lines of a file in order, in lists of a few megabytes each.
+def read_line_blocks(path: str | Path, start: int = 0, size: int = sys.maxsize, first_line: int = 1) -> Iterator[list[str]]:
+    r"""Yields the lines of a file, or of a part of it, in order, in lists of a few megabytes each.
 
     This is the only definition of a line in the project: it ends at ``\n`` (a ``\r`` before it is dropped) and at nothing else.
     A byte-order mark at the start is dropped. A file with nothing but a mark has one blank line, as ``file_facts`` counts.
 
+    Args:
+        start, size: the bytes of the part.
+        first_line: the number of its first line, for the messages.
+
     Raises:
         UserError: a compressed file, Parquet or UTF-16; invalid UTF-8, a NUL byte or a line over 16 MiB: the message has the line's number.
     """
-    number, rest = 1, b""
+    number, rest, missing = first_line, b"", size
     with opened(path) as file:
-        while block := file.read(BLOCK_BYTES):
+        if start:  # a pipe cannot seek
+            file.seek(start)
+        while block := file.read(min(BLOCK_BYTES, missing)):
+            missing -= len(block)
             if number == 1 and not rest:
                 refuse_other_formats(path, block)
                 if block == BYTE_ORDER_MARK:

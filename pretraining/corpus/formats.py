@@ -18,7 +18,7 @@ FORMATS = (
     (rb"\xfd7zXZ\x00", "is an xz file", "unpack it: xz -dk {path}"),
     (rb"BZh\d1AY&SY", "is a bzip2 file", "unpack it: bzip2 -dk {path}"),
     (rb"PK\x03\x04", "is a zip file", "unpack it: unzip {path}"),
-    (rb"PAR1\x15", "is a Parquet file", "write its text column to a file, one paragraph per line"),
+    (rb"PAR1\x15", "is a Parquet file", "convert it: python scripts/prepare_corpus.py --sources {path} --output_dir dataset/corpus"),
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "is in UTF-32", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 {path} > {new}"),
     (rb"\xff\xfe|\xfe\xff", "is in UTF-16", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 {path} > {new}"),
 )
@@ -54,9 +54,10 @@ def require_plain_text(path: str | Path, file: BinaryIO) -> None:
     if objects:
         texts = {key: value for key, value in objects[0].items() if isinstance(value, str)}
         key = max(texts, key=lambda key: len(texts[key])) if texts else "text"
-        query = shlex.quote(f".{key}" if re.fullmatch(r"[A-Za-z_]\w*", key, re.ASCII) else f".[{json.dumps(key, ensure_ascii=False)}]")
-        command = f"jq -r {query} {shlex.quote(str(path))} > {_new_name(path)}"
-        raise UserError(f"{path}: holds JSON objects, not plain text; write their text, one paragraph per line: {command}")
+        source = Path(path).with_suffix(".jsonl")
+        rename = "" if Path(path) == source else f"mv {shlex.quote(str(path))} {shlex.quote(str(source))} && "
+        options = f"--sources {shlex.quote(str(source))} --text_key {shlex.quote(key)} --output_dir dataset/corpus"
+        raise UserError(f"{path}: holds JSON objects, not plain text; convert them: {rename}python scripts/prepare_corpus.py {options}")
 
 
 def _new_name(path: str | Path) -> str:

@@ -18,7 +18,7 @@ LOCKED_BYTE = 1 << 30  # beyond the text of the file, which some file systems hi
 
 
 @contextmanager
-def exclusive(lock: Path, place: str | Path) -> Iterator[None]:
+def exclusive(lock: Path, place: str | Path, wait: bool = False) -> Iterator[None]:
     """Holds a lock between processes, on all machines that share the disk.
 
     It is a POSIX record lock. A forked child, such as a worker of a loader, does not inherit it and cannot keep it after the process
@@ -27,22 +27,23 @@ def exclusive(lock: Path, place: str | Path) -> Iterator[None]:
     Args:
         lock: the file of the lock; its text names the holder. No other part of this process may open it.
         place: what is locked, for the messages.
+        wait: until the other process ends or releases the lock.
 
     Raises:
-        UserError: another process holds the lock; the message names it.
+        UserError: without ``wait``, another process holds the lock; the message names it.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _acquire(descriptor, place)
+        _acquire(descriptor, place, wait)
         yield
     finally:
         os.close(descriptor)  # releases the lock
 
 
-def _acquire(descriptor: int, place: str | Path) -> None:
+def _acquire(descriptor: int, place: str | Path, wait: bool) -> None:
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCKED_BYTE)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, LOCKED_BYTE)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise _in_use(descriptor, place) from None
@@ -50,6 +51,8 @@ def _acquire(descriptor: int, place: str | Path) -> None:
             raise
         _warn_of_no_locks(str(place))
         return
+    if wait:
+        return  # nobody is refused, so nobody asks for the holder
     with suppress(OSError):  # on a full disk the holder has no name
         os.ftruncate(descriptor, 0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")

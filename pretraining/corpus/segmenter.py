@@ -180,6 +180,15 @@ def refuse_foreign_code(value: Any, where: Path) -> None:
 # ---------------------------------------------------------------- LTP models
 
 
+def gpus_for(ltp: LtpDirectory) -> int:
+    """How many GPUs of this machine the model can use."""
+    if not ltp.is_neural:
+        return 0
+    import torch  # takes seconds to import, and a legacy model needs none of it
+
+    return torch.cuda.device_count()
+
+
 def load_segmenter(ltp: LtpDirectory) -> Segment:
     """Loads an LTP model; raises UserError if its weights do not fit or would run code."""
     return _load_neural(ltp) if ltp.is_neural else _load_legacy(ltp)

@@ -1,84 +1,27 @@
-"""The shard format: text + reference files -> cached rows of tokens.
+"""The shards of a corpus: described, built where they are missing, and read as rows; see shard_files.py for their format.
 
-A shard is a directory ``<data_cache_dir>/<name of the text file>/`` with ``data.arrow``, lists of max_seq_length - 2 content tokens
-(only the last list of a file is shorter), and ``shard.json``, the fingerprint of all that made it. Any difference rebuilds it.
 The rows of a corpus go across the ends of its shards; see rows.py.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from filelock import FileLock
 from tqdm import tqdm
 
-from pretraining.corpus.files import (
-    TextAndRefs,
-    atomic_directory,
-    check_lines,
-    file_facts,
-    read_json,
-    read_lines,
-    require_file,
-    require_writable_place,
-    sidecar_of,
-)
-from pretraining.corpus.known_files import CLOCK_STEP, KnownFiles
-from pretraining.corpus.rows import Piece, Rows, read_pieces, rows_are_valid
+from pretraining.corpus.executor_settings import PART_BYTES, Executor
+from pretraining.corpus.executors import group_by_size, join_earlier_job, run_tasks
+from pretraining.corpus.files import TextAndRefs, check_lines, read_json, read_lines, require_file, require_writable_place, sidecar_of
+from pretraining.corpus.locks import exclusive
+from pretraining.corpus.rows import Piece, Rows
+from pretraining.corpus.shard_files import FORMAT, ShardSpec, data_files, is_foreign, is_intact, open_all, read_current, sha256_of
+from pretraining.corpus.shard_parts import Shard, ShardMaker
 from pretraining.corpus.tokenizer import tokenizer_sha256
-from pretraining.corpus.tokens import find_pieces, read_token_blocks
 from pretraining.utils import UserError, progress_bar
 
-FORMAT = 1
 LINES = "lines"  # the check that a file has the lines of a text
-
-
-@dataclass
-class ShardSpec:
-    """What the shards of all files have in common, and what is known of the files.
-
-    Attributes:
-        cache_dir: where the shards are kept.
-        max_seq_length: tokens of a sample, [CLS] and [SEP] included.
-        tokenizer: transformers.BertTokenizer.
-        read_since: files that were read before this time (seconds since 1970) are read and checked again; 0: where they have changed.
-    """
-
-    cache_dir: str | Path
-    max_seq_length: int
-    tokenizer: Any
-    read_since: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.known = KnownFiles(self.cache_dir, self.read_since)
-
-    def directory(self, file: TextAndRefs) -> Path:
-        """The directory of a file's shard."""
-        return Path(self.cache_dir) / file.text.stem
-
-    @cached_property
-    def is_piece(self) -> np.ndarray:
-        """See :func:`tokens.find_pieces`."""
-        return find_pieces(self.tokenizer)
-
-    @property
-    def content_length(self) -> int:
-        """Tokens of a row."""
-        return self.max_seq_length - 2
-
-    @property
-    def schema(self) -> pa.Schema:
-        """``input_ids``: lists of the smallest unsigned integer that holds the vocabulary; ``continues``: lists of bool."""
-        id_type = pa.from_numpy_dtype(np.min_scalar_type(len(self.tokenizer) - 1))
-        return pa.schema([("input_ids", pa.list_(id_type)), ("continues", pa.list_(pa.bool_()))])
 
 
 def load_shards(
@@ -104,17 +47,60 @@ def load_shards(
     os.environ.setdefault("RAYON_NUM_THREADS", str(num_workers))  # the tokenizer's thread pool, read at its first use
     if descriptions is None:
         descriptions = describe_shards(files, spec)
-    found = _find_shards(files, spec, descriptions)
-    lines = sum(description["lines"] for description, shard in zip(descriptions, found) if shard is None)
+    found = _open_shards(files, spec, descriptions)
+    if missing := [number for number, shard in enumerate(found) if shard is None]:
+        outdated, what = [files[number] for number in missing], [descriptions[number] for number in missing]
+        with _locked(spec):  # until they are mapped: another run of another length may wait for the same directory
+            _build(outdated, spec, what, Executor(), PART_BYTES, progress)
+            for number, shard in zip(missing, _open_shards(outdated, spec, what)):
+                found[number] = shard
     pieces: list[Piece] = []
-    with progress_bar(total=lines, desc="shards", unit=" lines", unit_scale=True, disable=not (progress and lines)) as bar:
-        for file, description, shard in zip(files, descriptions, found):
-            pieces += _build_or_open(file, spec, description, bar) if shard is None else shard
-    if lines:
-        spec.known.remember()
+    for file, shard in zip(files, found):
+        if shard is None:
+            raise UserError(f"{spec.directory(file)}: was changed while it was read; run again")
+        pieces += shard
     if not pieces:
         raise _no_text(files)
     return Rows(pieces, spec.content_length, fill_last_row)
+
+
+def build_shards(files: list[TextAndRefs], spec: ShardSpec, descriptions: list[dict], executor: Executor, part_bytes: int) -> bool:
+    """Builds the shards that are missing or out of date; another process that wants to do the same waits.
+
+    Returns:
+        False if a Slurm job was submitted and is not waited for.
+
+    Raises:
+        UserError: as :func:`load_shards`.
+    """
+    with _locked(spec):
+        return _build(files, spec, descriptions, executor, part_bytes, progress=True)
+
+
+def _locked(spec: ShardSpec) -> AbstractContextManager[None]:
+    return exclusive(Path(spec.cache_dir) / ".lock", spec.cache_dir, wait=True)
+
+
+def _build(
+    files: list[TextAndRefs], spec: ShardSpec, descriptions: list[dict], executor: Executor, part_bytes: int, progress: bool
+) -> bool:
+    place = Path(spec.cache_dir) / ".workers"
+    if not join_earlier_job(place, executor):
+        return False
+    found = _open_shards(files, spec, descriptions)
+    shards = [Shard.divided(file, what, spec, part_bytes) for file, what, shard in zip(files, descriptions, found) if shard is None]
+    work = [part for shard in shards for part in shard.missing_parts(spec)]
+    if work:
+        tasks = group_by_size(work, lambda part: part.text.size, part_bytes)
+        settings = {"total": sum(part.text.lines for part in work), "desc": "shards", "unit": " lines", "unit_scale": True}
+        with progress_bar(**settings, **({} if progress else {"disable": True})) as bar:
+            if not run_tasks(ShardMaker(spec), tasks, executor, place, bar):
+                return False
+    for shard in shards:
+        shard.finish(spec)
+    if shards:
+        spec.known.remember()
+    return True
 
 
 # ---------------------------------------------------------------- what a shard is made of
@@ -130,7 +116,7 @@ def describe_shards(files: list[TextAndRefs], spec: ShardSpec) -> list[dict]:
     spec.tokenizer.backend_tokenizer.no_padding()
     for file in files:
         require_file(file.refs, f"the reference file of {file.text}; make it with run_chinese_ref.py")
-        if _is_foreign(spec.directory(file)):
+        if is_foreign(spec.directory(file)):
             require_writable_place(spec.cache_dir, "--data_cache_dir")
             raise UserError(
                 f"{spec.directory(file)}: is no shard, but the shard of {file.text} belongs here; choose another --data_cache_dir"
@@ -142,7 +128,7 @@ def describe_shards(files: list[TextAndRefs], spec: ShardSpec) -> list[dict]:
                 known.facts(path)
     tokenizer_sha = tokenizer_sha256(spec.tokenizer)
     descriptions = [_describe(file, spec, tokenizer_sha) for file in files]
-    shards = [_read_current(spec.directory(file), description) for file, description in zip(files, descriptions)]
+    shards = [read_current(spec.directory(file), description) for file, description in zip(files, descriptions)]
     if outdated := [file for file, stored in zip(files, shards) if not stored]:
         require_writable_place(spec.cache_dir, "--data_cache_dir")
         _check_lines(outdated, spec)
@@ -170,7 +156,7 @@ def data_fingerprint(descriptions: list[dict]) -> str:
     its fingerprint.
     """
     rows = "rows across files" if len(descriptions) > 1 else ""
-    return hashlib.sha256("".join([*map(_sha256_of, descriptions), rows]).encode()).hexdigest()
+    return hashlib.sha256("".join([*map(sha256_of, descriptions), rows]).encode()).hexdigest()
 
 
 def _describe(file: TextAndRefs, spec: ShardSpec, tokenizer_sha: str) -> dict:
@@ -197,144 +183,22 @@ def _describe(file: TextAndRefs, spec: ShardSpec, tokenizer_sha: str) -> dict:
     }
 
 
-def _sha256_of(description: dict) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
-
-
 def _no_text(files: list[TextAndRefs]) -> UserError:
     return UserError(f"{', '.join(str(file.text) for file in files)}: no text in them, so there is nothing to train on")
 
 
-# ---------------------------------------------------------------- what lies on disk
+# ---------------------------------------------------------------- reading
 
 
-def _is_foreign(directory: Path) -> bool:
-    """True if something lies there that is no shard."""
-    try:
-        return not set(os.listdir(directory)) <= {"data.arrow", "shard.json"}
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
-        return True
-
-
-def _read_current(directory: Path, description: dict) -> dict | None:
-    """What shard.json says, if the shard was made from what is described, by the size of its file; see :func:`_is_intact`."""
-    try:
-        stored = read_json(directory / "shard.json", "the shard's description")
-        is_whole = stored.get("bytes") == (directory / "data.arrow").stat().st_size
-    except (UserError, OSError):  # does not exist, or another process is replacing it
-        return None
-    return stored if is_whole and stored.get("fingerprint") == _sha256_of(description) else None
-
-
-def _is_intact(data: Path, stored: dict, spec: ShardSpec) -> bool:
-    """True if the rows of a current shard are, bit by bit, those that were written, and are rows of this vocabulary and length."""
-    try:
-        if stored.get("sha256") != spec.known.facts(data).sha256:
-            return False
-        if not spec.known.knows(data, _rows_check(spec)):
-            if not rows_are_valid(data, spec.schema, len(spec.tokenizer), spec.content_length):
-                return False
-            spec.known.note(data, _rows_check(spec))
-        return True
-    except (UserError, OSError, pa.ArrowException):
-        return False
-
-
-def _rows_check(spec: ShardSpec) -> str:
-    return f"rows of {spec.content_length} tokens out of {len(spec.tokenizer)}"
-
-
-def _find_shards(files: list[TextAndRefs], spec: ShardSpec, descriptions: list[dict]) -> list[list[Piece] | None]:
+def _open_shards(files: list[TextAndRefs], spec: ShardSpec, descriptions: list[dict]) -> list[list[Piece] | None]:
     """The tokens of each shard that is current and intact, None for the others; one process of the machine reads what is not known."""
-    candidates = [
-        (spec.directory(file) / "data.arrow", _read_current(spec.directory(file), what)) for file, what in zip(files, descriptions)
-    ]
-    unknown = [(data, stored) for data, stored in candidates if stored and not spec.known.knows(data, _rows_check(spec))]
+    candidates: list[list[tuple[Path, dict[str, Any]]] | None] = []
+    for file, description in zip(files, descriptions):
+        stored = read_current(spec.directory(file), description)
+        candidates.append(data_files(spec.directory(file), stored) if stored else None)
+    unknown = [pair for pairs in candidates if pairs for pair in pairs if not spec.known.knows(pair[0], spec.rows_check)]
     if unknown:
         with spec.known.learning():
             for data, stored in tqdm(unknown, desc="checking shards", unit=" files", leave=False, delay=2):
-                _is_intact(data, stored, spec)
-    return [_open_shard(data, stored, spec) if stored else None for data, stored in candidates]
-
-
-def _open_shard(data: Path, stored: dict, spec: ShardSpec) -> list[Piece] | None:
-    """The tokens of a current shard if it is intact; a later rebuild does not change them."""
-    if not _is_intact(data, stored, spec):
-        return None
-    try:
-        pieces = read_pieces(data)
-    except (OSError, pa.ArrowException):
-        return None
-    return pieces if _is_intact(data, stored, spec) else None  # another process may just have replaced it
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Holds the lock of a shard's directory. Its file stays: if it were removed, two processes could hold locks of the same name."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory.parent / f".{directory.name}.lock"):
-        yield
-
-
-# ---------------------------------------------------------------- building
-
-
-def _build_or_open(file: TextAndRefs, spec: ShardSpec, description: dict, bar: tqdm) -> list[Piece]:
-    """The tokens of a shard that was not there before; one of several processes builds it, the others wait and read."""
-    data = spec.directory(file) / "data.arrow"
-    with _locked(data.parent):
-        stored = _read_current(data.parent, description)
-        pieces = _open_shard(data, stored, spec) if stored else None
-        if pieces is None:
-            _build(file, spec, description, bar)
-            return read_pieces(data)
-    bar.update(description["lines"])
-    return pieces
-
-
-def _build(file: TextAndRefs, spec: ShardSpec, description: dict, bar: tqdm) -> None:
-    directory = spec.directory(file)
-    bar.set_postfix_str(directory.name, refresh=False)
-    with atomic_directory(directory) as partial:
-        data = partial / "data.arrow"
-        with pa.OSFile(str(data), "wb") as sink:
-            counts = _write_rows(file, spec, sink, report=bar.update)
-        facts = file_facts(data)
-        stored = {"fingerprint": _sha256_of(description), **description, **counts, "bytes": data.stat().st_size, "sha256": facts.sha256}
-        (partial / "shard.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        past = data.stat().st_mtime_ns - round(2e9 * CLOCK_STEP)
-        os.utime(data, ns=(past, past))  # if it is changed in the next second, its time tells
-    spec.known.put(directory / "data.arrow", facts)
-    spec.known.note(directory / "data.arrow", _rows_check(spec))
-
-
-def _write_rows(file: TextAndRefs, spec: ShardSpec, sink: pa.NativeFile, report: Any) -> dict[str, int]:
-    """Writes the tokens of a file in rows of ``max_seq_length - 2``; returns how many rows and tokens."""
-    length = spec.content_length
-    ids = np.empty(0, spec.schema.field("input_ids").type.value_type.to_pandas_dtype())
-    flags = np.empty(0, bool)
-    rows = tokens = 0
-    with pa.ipc.new_stream(sink, spec.schema) as writer:
-        for block in read_token_blocks(file, spec.tokenizer, spec.is_piece):
-            ids = np.concatenate([ids, block.ids.astype(ids.dtype)])
-            flags = np.concatenate([flags, block.continues])
-            if not rows:
-                flags[:1] = False  # the first token of a file continues no word of another file
-            full = len(ids) // length * length
-            if full:
-                writer.write_batch(_record_batch(spec.schema, ids[:full], flags[:full], length))
-            rows, tokens = rows + full // length, tokens + full
-            ids, flags = ids[full:], flags[full:]
-            report(block.lines)
-        if len(ids):
-            writer.write_batch(_record_batch(spec.schema, ids, flags, length))
-            rows, tokens = rows + 1, tokens + len(ids)
-    return {"rows": rows, "tokens": tokens}
-
-
-def _record_batch(schema: pa.Schema, ids: np.ndarray, flags: np.ndarray, length: int) -> pa.RecordBatch:
-    offsets = pa.array(np.append(np.arange(0, len(ids), length), len(ids)).astype(np.int32))
-    columns = [pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, flags)]
-    return pa.record_batch(columns, schema=schema)
+                is_intact(data, stored, spec)
+    return [open_all(pairs, spec) if pairs is not None else None for pairs in candidates]

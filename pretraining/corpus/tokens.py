@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pretraining.corpus.files import TextAndRefs, read_line_blocks
+from pretraining.corpus.parts import WHOLE, Part
 from pretraining.utils import UserError
 
 
@@ -32,23 +33,26 @@ def find_pieces(tokenizer: Any) -> np.ndarray:
     return is_piece
 
 
-def read_token_blocks(file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray) -> Iterator[TokenBlock]:
-    """Yields the tokens of a text in order.
+def read_token_blocks(
+    file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray, text: Part = WHOLE, refs: Part = WHOLE
+) -> Iterator[TokenBlock]:
+    """Yields the tokens of a text, or of a part of it, in order.
 
     Args:
         is_piece: from :func:`find_pieces`.
+        text, refs: the part of the text and that of its reference file.
 
     Raises:
         UserError: a reference line does not fit its text line.
     """
     backend = tokenizer.backend_tokenizer
-    refs, first_line = _LineReader(file), 1
-    for lines in read_line_blocks(file.text):
+    ref_lines, first_line = _LineReader(file, refs), text.first_line
+    for lines in read_line_blocks(file.text, text.start, text.size, text.first_line):
         encodings = [encoding.ids for encoding in backend.encode_batch_fast(lines, add_special_tokens=False)]
         lengths = np.fromiter(map(len, encodings), np.int64, len(lines))
         ids = np.fromiter(chain.from_iterable(encodings), np.int64, int(lengths.sum()))
         continues = is_piece[ids]
-        continues[_continuation_indices(file, refs.take(len(lines)), lengths, first_line)] = True
+        continues[_continuation_indices(file, ref_lines.take(len(lines)), lengths, first_line)] = True
         yield TokenBlock(ids, continues, len(lines))
         first_line += len(lines)
 
@@ -56,9 +60,9 @@ def read_token_blocks(file: TextAndRefs, tokenizer: Any, is_piece: np.ndarray) -
 class _LineReader:
     """Hands out the lines of a reference file, as many as the caller asks for."""
 
-    def __init__(self, file: TextAndRefs):
+    def __init__(self, file: TextAndRefs, part: Part):
         self.file = file
-        self.blocks = read_line_blocks(file.refs)
+        self.blocks = read_line_blocks(file.refs, part.start, part.size, part.first_line)
         self.lines: list[str] = []
 
     def take(self, count: int) -> list[str]:

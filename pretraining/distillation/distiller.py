@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
+from textbrewer.presets import FEATURES
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForMaskedLM
@@ -23,6 +24,7 @@ from pretraining.corpus.batches import TrainingBatches
 from pretraining.distillation.cpu import onednn_is_exact, onednn_products
 from pretraining.distillation.losses import hard_label_adaptor, kd_ce_loss, masked_lm_adaptor
 from pretraining.distillation.modeling import flops_utilization, half_dtype, masked_lm_outputs, training_flops_per_sample
+from pretraining.distillation.relations import SelfAttentionStates
 from pretraining.distillation.signals import StopRequest, exit_stopped
 from pretraining.distillation.training_log import Step, TrainingLog
 from pretraining.distillation.training_state import restore_state
@@ -62,17 +64,20 @@ class DistillationStep(nn.Module):
         self.adaptor = hard_label_adaptor if teacher is None else masked_lm_adaptor
         self.teacher_layers = matched_layers(intermediate_matches, "layer_T")
         self.student_layers = matched_layers(intermediate_matches, "layer_S")
+        self.student_states = SelfAttentionStates(student, self.student_layers)
+        self.teacher_states = None if teacher is None else SelfAttentionStates(teacher, self.teacher_layers)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The total loss, a scalar, and its unweighted terms by name. ``batch`` is on the device and has ``mean_masked``."""
         teacher, results_T = self.frozen["teacher"], {}
-        if teacher is not None:
+        if teacher is not None and self.teacher_states is not None:
             with torch.no_grad():
                 results_T = masked_lm_adaptor(batch, matched_outputs(teacher, batch, self.teacher_layers))
+            results_T |= self.teacher_states.take(batch)
         dtype = self.autocast_dtype
         with torch.autocast(batch["input_ids"].device.type, dtype, enabled=dtype is not None):
             results_S = self.adaptor(batch, matched_outputs(self.student, batch, self.student_layers))
-            return self.compute_loss(results_S, results_T)
+            return self.compute_loss({**results_S, **self.student_states.take(batch)}, results_T)
 
     def compile_all(self) -> None:
         """Has torch.compile run at the first forward pass, over student, teacher and loss as one graph."""
@@ -82,12 +87,15 @@ class DistillationStep(nn.Module):
             if model is not None:
                 with torch.no_grad():  # transformers adds hooks to its layers in the first forward pass, which would break the graph
                     matched_outputs(model, nothing, layers)
+        for states in (self.student_states, self.teacher_states):
+            if states is not None:
+                states.take(nothing)
         self.compile(dynamic=False)
 
 
 def matched_layers(intermediate_matches: list[dict], key: str) -> dict[str, set[int]]:
-    """The layers that are matched, by feature ("hidden", "attention"); ``key`` is "layer_S" or "layer_T"."""
-    layers: dict[str, set[int]] = {"hidden": set(), "attention": set()}
+    """The layers that are matched, by feature ("hidden", "attention", "query", ...); ``key`` is "layer_S" or "layer_T"."""
+    layers: dict[str, set[int]] = {feature: set() for feature in FEATURES}
     for match in intermediate_matches:
         layers[match["feature"]].update(np.atleast_1d(match[key]).tolist())
     return layers

@@ -82,19 +82,21 @@ def _picked_logits(batch: dict[str, torch.Tensor], outputs: Any) -> PickedLogits
 # ---------------------------------------------------------------- fine-tuning
 
 
-def fine_tuning_adaptor(outputs: Any, attention_mask: torch.Tensor, features: set[str]) -> dict[str, Any]:
+def fine_tuning_adaptor(outputs: Any, inputs: dict[str, torch.Tensor], features: set[str]) -> dict[str, Any]:
     """The adaptor of a fine-tuned model, in float32.
 
     Args:
-        outputs: of BertForSequenceClassification or BertForQuestionAnswering.
-        attention_mask: (batch, length) int64; matches compare only the real tokens.
+        outputs: of BertForSequenceClassification, BertForQuestionAnswering or BertForTokenClassification.
+        inputs: the batch. ``attention_mask`` (batch, length) int64: matches compare only the real tokens. For the last model
+            ``labels`` (batch, length) int64: logits where they are -100 are left out.
         features: which of "hidden" and "attention" are matched.
     """
+    attention_mask = inputs["attention_mask"]
     if "start_logits" in outputs:
         padding = attention_mask == 0
         logits = [outputs[name].float().masked_fill(padding, -1e4) for name in ("start_logits", "end_logits")]
     else:
-        logits = [outputs.logits.float()]
+        logits = [(outputs.logits if outputs.logits.dim() == 2 else outputs.logits[inputs["labels"] != -100]).float()]
     results = {"logits": logits, "inputs_mask": attention_mask}
     if "hidden" in features:
         results["hidden"] = [state.float() for state in outputs.hidden_states]

@@ -6,7 +6,10 @@
 from math import ceil
 from typing import Any
 
+from pretraining.matches import RELATED_FEATURES
+
 RESERVED = 2_000_000_000  # bytes for CUDA's context, cuBLAS, NCCL, and the batches that wait
+RELATION_CHUNK = 2**24  # relations of token pairs that a GPU computes at a time (relations.py)
 USED_SHARE = 0.9  # of the rest; the allocator cannot fill its gaps
 
 
@@ -62,7 +65,8 @@ def step_bytes(
     kept, compared = match_bytes(student, teacher, matches, length, half)
     loss_of_logits = (2 * width + 20) * logits + kept  # both models' logits, then five float arrays
     loss_of_states = (2 * width + 8) * logits + kept + compared  # targets and log-probabilities are kept for the backward pass
-    return fixed + batch_size * (layers + embeddings + max(loss_of_logits, loss_of_states))
+    chunk = 16 * RELATION_CHUNK if layers_of(matches, "query") else 0  # scores and relations of both models, in float32
+    return fixed + batch_size * (layers + embeddings) + max(batch_size * loss_of_logits, batch_size * loss_of_states + chunk)
 
 
 def parameter_count(config: Any) -> int:
@@ -107,9 +111,12 @@ def match_bytes(student: Any, teacher: Any, matches: list[dict], length: int, ha
     scores = length * length * max(student.num_attention_heads, teacher.num_attention_heads)
     similarities = {"gram": teacher.hidden_size**2, "mmd": length**2}  # floats of a match that compares these
     compared = sum(10 * similarities.get(entry["loss"], 0) for entry in matches)
+    related = sum(len(layers_of(matches, feature)) for feature in RELATED_FEATURES)
+    compared += 4 * student.hidden_size * related * length  # gradients
+    differences = 4 * teacher.hidden_size * (states + 2 if half else 2) if states or attentions else 0
     if half:
         kept = (4 * student.hidden_size + 2 * teacher.hidden_size) * states * length + 2 * scores * attentions
-        copies = (2 * student.hidden_size + 4 * teacher.hidden_size) * projected + 4 * teacher.hidden_size * (states + 2)
-        return kept, compared + copies * length + 5 * scores * attentions
-    kept = 4 * teacher.hidden_size * states * length + 4 * scores * attentions
-    return kept, compared + 4 * teacher.hidden_size * (projected + 2) * length + 6 * scores * attentions
+        copies = (2 * student.hidden_size + 4 * teacher.hidden_size) * projected + differences
+        return kept + 2 * teacher.hidden_size * related * length, compared + copies * length + 5 * scores * attentions
+    kept = 4 * teacher.hidden_size * (states + related) * length + 4 * scores * attentions
+    return kept, compared + (4 * teacher.hidden_size * projected + differences) * length + 6 * scores * attentions

@@ -22,8 +22,10 @@ from transformers import AutoModelForMaskedLM, BertConfig
 from pretraining.config import TrainingArguments
 from pretraining.distillation.cpu import ATTENTION
 from pretraining.distillation.distiller import Distiller
+from pretraining.distillation.memory import RELATION_CHUNK
 from pretraining.distillation.modeling import half_dtype
 from pretraining.distillation.optimizer import make_optimizer
+from pretraining.distillation.relations import relation_and_gradient
 
 
 class StepCost(NamedTuple):
@@ -131,6 +133,10 @@ class TensorCount(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.minirbt.relation.default:
+            student_states, teacher_states, mask, heads, _ = args
+            with self:  # an operator of ours: count what happens inside
+                return relation_and_gradient(student_states, teacher_states, mask, heads, RELATION_CHUNK)
         outputs = func(*args, **kwargs)
         tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
         for tensor in tensors:

@@ -19,6 +19,7 @@ from pretraining.distillation.distiller import Distiller, StepCallback
 from pretraining.distillation.modeling import build_student, half_dtype, load_masked_lm, prepare_models
 from pretraining.distillation.optimizer import make_optimizer, make_scheduler
 from pretraining.distillation.processes import Run
+from pretraining.matches import describe
 from pretraining.utils import UserError
 
 
@@ -30,13 +31,15 @@ def load_models(args: TrainingArguments, plan: ModelPlan, checkpoint: Path | Non
     return student, teacher
 
 
-def announce(run: Run, student: BertForMaskedLM) -> None:
-    """Prints the student, the directory and the arguments that are not the default; arguments.json in the directory keeps all."""
+def announce(run: Run, plan: ModelPlan, student: BertForMaskedLM) -> None:
+    """Prints the student, what is matched, the directory and the arguments that are not the default; arguments.json keeps all."""
     if run.process.rank != 0:
         return
     args, world_size = run.args, run.process.world_size
     forward = f"samples per forward pass: {args.train_batch_size // run.forward_passes}{'; torch.compile' if run.compiled else ''}"
     print(f"student: {args.student_config}, {student.num_parameters():,} parameters")
+    if plan.matches:
+        print(f"matches, student<-teacher: {describe(plan.matches)}")
     print(f"device: {run.device}; processes: {world_size}; {forward}")
     print(f"directory: {args.output_dir}")
     print(f"not the default: {' '.join(changed_arguments(args))}", flush=True)

@@ -85,9 +85,9 @@ class TrainingLog:
             if start_step == 0:
                 for stale in self.output_dir.glob("events.out.tfevents.*"):
                     stale.unlink()
-            _wait_for_a_newer_file_name(self.output_dir)
             threading.excepthook = _ignore_failed_tensorboard_write
             with self.failed_write_as_user_error():
+                _put_earlier_files_first(self.output_dir)
                 self.writer = SummaryWriter(args.output_dir, purge_step=start_step + 1 if start_step else None)
 
     def add(self, step: Step) -> None:
@@ -189,13 +189,16 @@ class TrainingLog:
             ) from None
 
 
-def _wait_for_a_newer_file_name(output_dir: Path) -> None:
-    """TensorBoard reads event files in the order of their names: whole seconds, host, process. The host's clock may be a little behind."""
-    seconds = [path.name.split(".")[3] for path in output_dir.glob("events.out.tfevents.*")]
-    newest = max((int(second) for second in seconds if second.isdigit()), default=0)
-    end = time.monotonic() + 10
-    while int(time.time()) <= newest and time.monotonic() < end:
-        time.sleep(0.05)
+def _put_earlier_files_first(output_dir: Path) -> None:
+    """Renames the event files of earlier processes that TensorBoard would read after a new one, because the clock was ahead then.
+
+    TensorBoard reads event files in the order of their names: whole seconds, host, process. They keep their order, also after a kill.
+    """
+    files = sorted(path for path in output_dir.glob("events.out.tfevents.*") if path.name.split(".")[3].isdigit())
+    now = int(time.time())
+    if any(int(path.name.split(".")[3]) >= now for path in files):
+        for second, path in enumerate(files, now - len(files)):
+            path.rename(path.with_name(".".join([*path.name.split(".")[:3], str(second), *path.name.split(".")[4:]])))
 
 
 def _ignore_failed_tensorboard_write(failed: Any) -> None:

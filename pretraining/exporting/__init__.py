@@ -1,1 +1,1 @@
-"""A model as an ONNX file, and its comparison with PyTorch; for ``scripts/export.py``."""
+"""A model as an ONNX file, and its comparison with PyTorch; a model with fewer tokens; for ``scripts/``."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertForQuestionAnswering, BertForSequenceClassification, BertModel
+from transformers import BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel
 
 from pretraining.distillation.modeling import load_model, load_reporting_missing, require_model_directory
 from pretraining.utils import UserError
@@ -19,8 +19,13 @@ ENCODERS = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 FINE_TUNED: dict[str, Any] = {
     "BertForSequenceClassification": BertForSequenceClassification,
     "BertForQuestionAnswering": BertForQuestionAnswering,
+    "BertForTokenClassification": BertForTokenClassification,
 }
-OUTPUTS = {"BertForSequenceClassification": ("logits",), "BertForQuestionAnswering": ("start_logits", "end_logits")}
+OUTPUTS = {
+    "BertForSequenceClassification": ("logits",),
+    "BertForQuestionAnswering": ("start_logits", "end_logits"),
+    "BertForTokenClassification": ("logits",),
+}
 
 
 class ExportModule(nn.Module):

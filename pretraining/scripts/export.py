@@ -3,7 +3,7 @@
     python scripts/export.py ./saves/minirbt_h256/gs100000 --format onnx --int8
 
 A checkpoint of train.py becomes an encoder: it gives ``last_hidden_state``, and ``pooler_output`` if its pooler was trained. A model that
-was fine-tuned for classification gives ``logits``, one for reading comprehension ``start_logits`` and ``end_logits``. All take
+was fine-tuned for classification or labelling gives ``logits``, one for reading comprehension ``start_logits`` and ``end_logits``. All take
 ``input_ids``, ``attention_mask`` and ``token_type_ids``, int64 of shape (batch, length), for any batch and length. The tokenizer is
 copied next to the model.
 Needs: pip install -r requirements-export.txt
@@ -12,6 +12,7 @@ Needs: pip install -r requirements-export.txt
 import argparse
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 from pretraining.corpus.files import atomic_directory, disk_full_as_user_error
@@ -19,6 +20,7 @@ from pretraining.corpus.tokenizer import load_tokenizer, save_tokenizer
 from pretraining.utils import ArgumentParser, UserError, run_script
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TASK_FILE = "task.json"  # of a fine-tuned model; finetuning/predict.py reads it
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements-export.txt"
 
 
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         with disk_full_as_user_error(output_dir):
             module.model.config.save_pretrained(str(partial))
             save_tokenizer(tokenizer, partial)
+            if (model_dir / TASK_FILE).is_file():
+                shutil.copy(model_dir / TASK_FILE, partial)
 
     files = {kind: output_dir / name for kind, name in names.items()}
     seconds = time_runtimes(module, files, tokenizer)

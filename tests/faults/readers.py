@@ -13,7 +13,7 @@ import torch
 from transformers import BertForMaskedLM
 
 from finetuning.features import collate, make_features
-from finetuning.task_definitions import TASKS, TASKS_DIR, read_task
+from finetuning.task_definitions import TASKS, TASKS_DIR, definition, read_task, to_task
 from finetuning.tasks import load_split, task_labels
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
@@ -175,10 +175,26 @@ def ltp_configs(place: Path) -> Reader:
 # ---------------------------------------------------------------- fine-tuning
 
 
+FILES = {"train": "unused", "dev": "unused"}
+OWN: dict[str, dict[str, Any]] = {
+    "rows": {"kind": "classification", "layout": "table", "files": FILES, "fields": ["text"], "labels": ["好", "坏"]},
+    "answers": {"kind": "reading", "layout": "jsonl", "files": FILES, "fields": ["question", "text"], "label": "answers"},
+    "tags": {"kind": "labelling", "layout": "jsonl", "files": FILES, "fields": ["text"], "label": "tags", "labels": ["LOC"]},
+    "conll": {"kind": "labelling", "layout": "conll", "files": FILES, "labels": ["LOC"]},
+}
+
+
 def task_definitions(place: Path) -> Reader:
-    path = place / "lcqmc.json"
-    shutil.copy(TASKS_DIR / "lcqmc.json", path)
-    return Reader(spoiler((path, mutated_json)), lambda: read_task(path))
+    """A task of the project, and one of one's own; what is accepted is written and read back."""
+    lcqmc, own = place / "lcqmc.json", place / "mine.json"
+    shutil.copy(TASKS_DIR / "lcqmc.json", lcqmc)
+    own.write_text(json.dumps({**OWN["rows"], "metric": "macro_f1", "max_seq_length": 32, "learning_rate_small": 1e-4}))
+
+    def read(path: Path) -> None:
+        task = read_task(path)
+        assert to_task(path, json.loads(json.dumps(definition(task)))) == task
+
+    return Reader(spoiler((lcqmc, mutated_json), (own, mutated_json)), lambda: make_all_calls(lambda: read(lcqmc), lambda: read(own)))
 
 
 def squad() -> str:
@@ -187,6 +203,9 @@ def squad() -> str:
         for n, text in enumerate(tiny.SENTENCES)
     ]
     return json.dumps({"data": [{"paragraphs": paragraphs}]}, ensure_ascii=False)
+
+
+SPANS = {"span1_text": "火车", "span1_index": 0, "span2_text": "慢", "span2_index": 2}
 
 
 def task_files(place: Path) -> Reader:
@@ -201,7 +220,17 @@ def task_files(place: Path) -> Reader:
         "table.tsv": ("chnsenticorp", mutated_bytes, "label\ttext_a\n1\t今天天气很好\n0\t火车\n"),
         "table.csv": ("bq", mutated_bytes, 'sentence1,sentence2,label\n"今天,天气",很好,1\n"他说""好""",火车,0\n'),
         "labels.json": ("", mutated_json_lines, '{"label": "100"}\n{"label": "101"}\n'),
+        "spans.json": (
+            "cluewsc",
+            mutated_json_lines,
+            json.dumps({"text": "火车慢", "label": "true", "target": SPANS}, ensure_ascii=False) + "\n",
+        ),
+        "rows.csv": ("rows", mutated_bytes, "text,label\n今天,好\n火车,坏\n"),
+        "answers.jsonl": ("answers", mutated_json_lines, '{"question": "哪里?", "text": "他在北京", "answers": ["北京"]}\n'),
+        "tags.jsonl": ("tags", mutated_json_lines, '{"text": "在北京", "tags": ["O", "B-LOC", "I-LOC"]}\n{"text": ["我"], "tags": "O"}\n'),
+        "conll.txt": ("conll", mutated_bytes, "在 O\n北 B-LOC\n京 I-LOC\n\n我\tO\n"),
     }
+    tasks = {**TASKS, **{name: to_task(place, {"name": name, **values}) for name, values in OWN.items()}}
     for name, (_, _, text) in contents.items():
         (place / name).write_text(text, encoding="utf-8")
 
@@ -209,7 +238,7 @@ def task_files(place: Path) -> Reader:
         make_all_calls(*(lambda task=task, name=name: read_one(task, place / name) for name, (task, _, _) in contents.items() if task))
 
     def read_one(name: str, path: Path) -> None:
-        task = TASKS[name]
+        task = tasks[name]
         examples: list = load_split(task, path, task_labels(task, place))
         for training in (True, False):
             features, _ = make_features(task, examples, tokenizer, LENGTH, training)

@@ -327,10 +327,7 @@ def compare(left: Path, right: Path) -> None:
 
 
 def compare_scalars(left: Path, right: Path, last: int) -> int:
-    """Compares the TensorBoard scalars up to a step; returns their number.
-
-    Their order is not compared: TensorBoard reads a file that was begun while the clock was hours behind before those of earlier lives.
-    """
+    """Compares the TensorBoard scalars up to a step; returns their number."""
     found = [{(tag, *point) for tag, points in tiny.scalars(run).items() for point in points if point[0] <= last} for run in (left, right)]
     if different := sorted(found[0] ^ found[1]):
         raise WrongError(f"{left} and {right}: {len(different)} scalars differ, the first is {different[0]}")

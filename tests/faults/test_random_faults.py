@@ -4,6 +4,7 @@ FAULTS is their number over all commands (default 24), FAULT_SEED decides kinds 
 """
 
 import importlib.util
+import json
 import os
 import random
 import re
@@ -55,6 +56,7 @@ class Command(NamedTuple):
     Attributes:
         removed: patterns of files that the work directory has already; the command makes them.
         in_place: ``python NAME`` in the work directory does the same as the forked run, whose clock stands still.
+        workers: of the executor; for the label.
     """
 
     name: str
@@ -62,31 +64,43 @@ class Command(NamedTuple):
     arguments: list[str]
     removed: tuple[str, ...] = ()
     in_place: bool = False
+    workers: int = 1
+
+    @property
+    def label(self) -> str:
+        return self.name if self.workers == 1 else f"{self.name}, {self.workers} workers"
 
 
 FINE_TUNING = ["--model_name_or_path", "teacher", "--task", "chnsenticorp", "--data_dir", "task", "--learning_rate", "1e-2"]
 FINE_TUNING += ["--num_train_epochs", "1", "2", "--seeds", "5", "--per_device_train_batch_size", "8", "--allow_other_size"]
 SENTENCE = "今天天[MASK]很好"
+PREPARE = "--sources documents.jsonl --output_dir corpus --file_megabytes 0.1 --dev_documents 20 --deduplicate".split()
+TWO_WORKERS = ["--workers", "2", "--part_megabytes", "0.1"]
 COMMANDS = [
-    Command("run_chinese_ref.py", 25, command_line("run_chinese_ref.py"), ("*.refs",), in_place=True),
-    Command("my_datasets.py", 25, command_line("my_datasets.py"), in_place=True),
-    Command("train.py", 30, command_line("train.py", **TRAINING), in_place=True),
-    Command("scripts/init_checkpoint_TA.py", 22, command_line("scripts/init_checkpoint_TA.py"), in_place=True),
-    Command("scripts/train_segmenter.py", 15, command_line("scripts/train_segmenter.py"), in_place=True),
+    Command("scripts/prepare_corpus.py", 10, PREPARE, in_place=True),
+    Command("run_chinese_ref.py", 20, command_line("run_chinese_ref.py"), ("*.refs",), in_place=True),
+    Command("run_chinese_ref.py", 10, [*command_line("run_chinese_ref.py"), *TWO_WORKERS], ("*.refs",), workers=2),
+    Command("my_datasets.py", 20, command_line("my_datasets.py"), in_place=True),
+    Command("my_datasets.py", 10, [*command_line("my_datasets.py"), *TWO_WORKERS], workers=2),
+    Command("train.py", 25, command_line("train.py", **TRAINING), in_place=True),
+    Command("scripts/init_checkpoint_TA.py", 15, command_line("scripts/init_checkpoint_TA.py"), in_place=True),
+    Command("scripts/train_segmenter.py", 7, command_line("scripts/train_segmenter.py"), in_place=True),
     Command("finetuning/run.py", 25, [*FINE_TUNING, "--output_dir", "results"]),
-    Command("finetuning/table.py", 20, ["teacher=measured/results.json", "--output_dir", "tables"]),
+    Command("finetuning/predict.py", 8, ["measured/model", "third.txt", "--output", "predictions.jsonl"]),
+    Command("finetuning/table.py", 8, ["teacher=measured/results.json", "--output_dir", "tables"]),
     Command(
         "scripts/report.py",
-        10,
+        8,
         "--models teacher=teacher student=trained/gs4 --runs student=trained --data_files_json small.json --data_cache_dir shards "
         f"--max_seq_length 32 --sentences {SENTENCE} --output_dir report".split(),
     ),
     Command(
         "scripts/compare_models.py",
-        10,
+        8,
         "--models teacher=teacher student=student.json --sequence_lengths 16 --batch_size 1 --rounds 1 --output_dir comparison".split(),
     ),
-    Command("scripts/export.py", 10, ["trained/gs4", "--output_dir", "onnx"]),
+    Command("scripts/prune_vocabulary.py", 10, "trained/gs4 student.json --texts first.txt second.txt --keep 20".split()),
+    Command("scripts/export.py", 8, ["trained/gs4", "--output_dir", "onnx"]),
 ]
 DISTILL = Command("distill.sh", 8, [])
 
@@ -121,6 +135,8 @@ def place(template, tmp_path_factory) -> Path:
         tiny.write_text(directory / f"{name}.txt", tiny.paragraphs(3000, seed), tokenizer)
     workplace.write_data_json(directory, ["first.txt", "second.txt"], ["third.txt"])
     write_task(directory / "task", "chnsenticorp")
+    documents = "".join(f"{json.dumps({'text': text})}\n" for text in tiny.paragraphs(3000, seed=7))
+    (directory / "documents.jsonl").write_text(documents)
     for command in (
         Command("train.py", 0, command_line("train.py", **SMALL, output_dir="trained", data_cache_dir="made")),
         Command("finetuning/run.py", 0, [*FINE_TUNING, "--output_dir", "measured"]),
@@ -192,7 +208,7 @@ class Trial:
         self.expected = files(self.undisturbed)
 
     def fresh(self, name: str) -> Path:
-        directory = self.place.parent / f"{self.command.name.replace('/', '-')} {name}"
+        directory = self.place.parent / f"{self.command.label.replace('/', '-')} {name}"
         directory.mkdir()
         return directory if name == "full disk" else self.fill(directory)
 
@@ -301,19 +317,19 @@ class DistillTrial(Trial):
 
 def meet_all(command: Command, place: Path, report: tuple[dict, dict]) -> None:
     """All faults of a command: each kind in turn, in random order."""
-    draw = random.Random(f"{SEED} {command.name}")
+    draw = random.Random(f"{SEED} {command.label}")
     begin, kinds = time.perf_counter(), can_be_met()
     trial = (DistillTrial if command is DISTILL else Trial)(command, place, draw)
     counts, seconds = report
-    counts[command.name] = dict.fromkeys(kinds, 0)
+    counts[command.label] = dict.fromkeys(kinds, 0)
     waiting: list[str] = []
     for _ in range(max(1, round(FAULTS * command.share / 200))):
         waiting = waiting or draw.sample(kinds, len(kinds))
         kind = waiting.pop()
         while not trial.meet(kind):
             pass
-        counts[command.name][kind] += 1
-    seconds[command.name] = time.perf_counter() - begin
+        counts[command.label][kind] += 1
+    seconds[command.label] = time.perf_counter() - begin
 
 
 def can_be_met() -> list[str]:
@@ -351,7 +367,7 @@ def distilling(request, place, report):
     thread.join()
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.label)
 def test_any_fault_at_any_moment(command, place, report):
     if command.name == "scripts/export.py" and not importlib.util.find_spec("onnxruntime"):
         pytest.skip("onnxruntime is not installed")

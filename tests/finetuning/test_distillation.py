@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+from transformers import BertConfig
 
 from finetuning import training
 from finetuning.features import collate
-from finetuning.tasks import TASKS
+from finetuning.heads import MODEL_CLASSES
+from finetuning.task_definitions import TASKS, Task
 from finetuning.training import DistillingTrainer
 from pretraining.matches import get_matches
 from pretraining.utils import UserError
@@ -23,19 +24,26 @@ def head(task: str, teacher: bool):
     """A model with the task's head, its weights random but for the seed."""
     torch.manual_seed(7 if teacher else 8)
     config = BertConfig(**tiny.config(60, *((4, 32, 4) if teacher else (2, 16, 2)), dropout=0.0))
-    return (BertForQuestionAnswering if task == "cmrc2018" else BertForSequenceClassification)(config)
+    return MODEL_CLASSES["labelling" if task == "entities" else TASKS[task].kind](config)
 
 
-@pytest.mark.parametrize("task", ["chnsenticorp", "cmrc2018"])
+ENTITIES = Task("entities", "labelling", "conll", {}, metric="entity_f1")
+
+
+@pytest.mark.parametrize("task", ["chnsenticorp", "cmrc2018", "entities"])
 def test_the_distillation_loss_is_textbrewers_terms(tmp_path, task):
     student, teacher = head(task, teacher=False), head(task, teacher=True)
     matches = get_matches(["L2h16_L4h32_hidden_mse"], student.config, teacher.config)
-    recipe = training.Recipe(TASKS[task], ("0", "1"), [], [], [], [], "", 1e-3, 8, False)
+    recipe = training.Recipe(TASKS.get(task, ENTITIES), ("0", "1"), [], [], [], [], "", 1e-3, 8, False)
     settings = training.trainer_arguments(recipe, tmp_path / "unit", 1, 0)
     trainer = DistillingTrainer(student, teacher, 2.0, matches, settings, data_collator=collate)
     features = [{"input_ids": np.arange(5, 5 + n, dtype=np.int32), "second": 3} for n in (9, 6)]
     goal = {"start_positions": 3, "end_positions": 4} if task == "cmrc2018" else {"labels": 1}
-    batch = collate([{**feature, **goal} for feature in features])
+    rows = [{**feature, **goal} for feature in features]
+    if task == "entities":
+        for row, tags in zip(rows, ([-100, 0, 1, 1, -100, 0, 0, 1, -100], [-100, 1, 0, 0, 1, -100])):
+            row["labels"] = np.array(tags)
+    batch = collate(rows)
     loss = trainer.compute_loss(student.eval(), dict(batch)).item()
 
     with torch.no_grad():
@@ -45,9 +53,9 @@ def test_the_distillation_loss_is_textbrewers_terms(tmp_path, task):
         for name in ("start_logits", "end_logits") if task == "cmrc2018" else ("logits",):
             rows = []
             for row in range(2):
-                places = real[row] if task == "cmrc2018" else slice(None)
+                places = real[row] if task == "cmrc2018" else slice(None) if task == "chnsenticorp" else batch["labels"][row] != -100
                 rows.append(-(F.softmax(T[name][row][places] / 2, -1) * F.log_softmax(S[name][row][places] / 2, -1)).sum())
-            soft += sum(rows) / 2
+            soft += sum(rows) / (10 if task == "entities" else 2)  # ten tokens have a tag
         projections = student.get_submodule("distillation_projections")
         assert len(projections) == 3
         hidden = sum(
@@ -66,8 +74,8 @@ def test_distilling_from_a_fine_tuned_teacher(world, undisturbed, tmp_path, monk
     drop = DistillingTrainer.drop_projections
     monkeypatch.setattr(DistillingTrainer, "drop_projections", lambda self: (before.append(self), drop(self))[1])
     teacher = ["--num_train_epochs", 3, "--seeds", 5, "--teacher", undisturbed[task] / "model", "--temperature", 2]
-    given = arguments(world, task, tmp_path / "out", *teacher, "--matches", "L4h32_L2h16_hidden_mse", model="teacher")
-    with pytest.raises(UserError, match="2 teacher layers cannot be spaced evenly over 4"):
+    given = arguments(world, task, tmp_path / "out", *teacher, "--matches", "L4h32_L2h16_relation", model="teacher")
+    with pytest.raises(UserError, match="relations are for pretraining"):
         run_main(*given)
 
     given = arguments(world, task, tmp_path / "out", *teacher, "--matches", "L2h16_L2h16_hidden_mse", "--bf16")

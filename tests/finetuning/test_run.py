@@ -57,7 +57,7 @@ def test_default_learning_rates_are_the_published_ones(world, tmp_path, monkeypa
     with pytest.raises(pytest.fail.Exception):
         run_main(*given)
     assert used == [1e-4]
-    published = [(task.learning_rate_roberta, task.learning_rate_small) for task in TASKS.values()]
+    published = [(task.learning_rate_roberta, task.learning_rate_small) for task in list(TASKS.values())[:7]]
     assert published == [(3e-5, 1e-4), (3e-5, 1e-4), (2e-5, 5e-5), (2e-5, 1e-4), (3e-5, 1e-4), (2e-5, 1e-4), (2e-5, 1e-4)]
 
 
@@ -81,7 +81,8 @@ def test_a_file_that_is_shorter_than_the_official_one_is_refused(world, tmp_path
     [
         (["--data_dir", "nowhere"], "nowhere: no such directory"),
         (["--model_name_or_path", "nowhere"], "nowhere: no such directory"),
-        (["--task", "sst2"], "--task: invalid choice"),
+        (["--task", "sst2"], "--task sst2: choose from cmrc2018, drcd, "),
+        (["--task", "sst2.json"], "sst2.json: no such file (a task)"),
         (["--seeds", "1", "1"], "--seeds 1 1: give each value once"),
         (["--num_train_epochs", "2", "2"], "--num_train_epochs 2 2: give each value once"),
         (["--seeds", "1", "-1"], "--seeds -1: must be a whole number, 0 or above"),
@@ -106,7 +107,7 @@ def test_a_wrong_argument_is_one_line(world, tmp_path, changed, message):
 
 def test_several_processes_are_refused(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="run.py uses one process; on several GPUs start one command a GPU"):
+    with pytest.raises(UserError, match="run.py must not be started by torchrun; on several GPUs give --jobs, or start one command a GPU"):
         run_main(*arguments(world, "chnsenticorp", tmp_path / "out"))
 
 

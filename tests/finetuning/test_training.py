@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
 
 from finetuning import run, training
 from pretraining.utils import UserError
@@ -95,7 +96,7 @@ def test_a_full_disk_is_one_line(world, tmp_path, monkeypatch, where):
         monkeypatch.setattr(training, "SAVE_EVERY_SECONDS", 0)
         monkeypatch.setattr(torch, "save", full)  # as the Trainer calls it for the optimizer
     else:
-        monkeypatch.setattr(training.BertForSequenceClassification, "save_pretrained", full)
+        monkeypatch.setattr(BertForSequenceClassification, "save_pretrained", full)
     with pytest.raises(
         UserError, match=r"could not be written; is the disk full\? \(I/O error: No space left on device\); free some space"
     ):

@@ -51,16 +51,21 @@ def of_mapping(name: str) -> Setting:
         max(max(entry[key], default=0) if isinstance(entry[key], list) else entry[key] for entry in entries)
         for key in ("layer_S", "layer_T")
     ]
-    layers = [number + (entries[0]["feature"] == "attention") for number in last]
+    layers = [number + (entries[0]["feature"] != "hidden") for number in last]
     configs = [config(count, size, 12 if size % 12 == 0 else 8) for count, size in zip(layers, sizes)]
     return Setting(*configs, matches.get_matches([name], *configs))
 
 
 def of_kind(feature: str, loss: str, projection: bool, sizes: tuple[int, int] = (32, 48)) -> Setting:
-    """Two models of one layer, which is matched; without a projection both have the teacher's size."""
-    sizes = sizes if projection else (sizes[1], sizes[1])
+    """Two models of one layer, which is matched; without a projection both have the teacher's size, but for relations."""
+    sizes = sizes if projection or feature == "relation" else (sizes[1], sizes[1])
     pairs = matches.evenly(1, 1)
-    entries = matches.hidden(loss, pairs, sizes if projection else None) if feature == "hidden" else matches.attention(loss, 1, 1)
+    kinds = {
+        "hidden": lambda: matches.hidden(loss, pairs, sizes if projection else None),
+        "attention": lambda: matches.attention(loss, 1, 1),
+        "relation": lambda: matches.relation(1, 1, heads=4),
+    }
+    entries = kinds[feature]()
     return Setting(config(1, sizes[0], 4), config(1, sizes[1], 4), entries)
 
 

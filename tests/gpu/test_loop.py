@@ -24,6 +24,8 @@ KINDS = {
     "hidden_mse, projected": {"feature": "hidden", "loss": "hidden_mse", "projection": True},
     "mmd": {"feature": "hidden", "loss": "mmd"},
     "gram, projected": {"feature": "hidden", "loss": "gram", "projection": True},
+    "cos, projected": {"feature": "hidden", "loss": "cos", "projection": True},
+    "relation": {"feature": "relation", "loss": "relation4"},
     **{
         loss: {"feature": "attention", "loss": loss} for loss in ("attention_mse", "attention_mse_sum", "attention_ce", "attention_ce_mean")
     },

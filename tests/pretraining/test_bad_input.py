@@ -707,7 +707,7 @@ def test_references_that_do_not_fit_leave_the_shards_before_them(work, capfd):
     change_line("b.refs", 2, "[2, 300]")(work)
     ended = run_here(SHARDS, command_line(SHARDS), work, capfd)
     assert ended.status == 2 and ended.err.split("\n")[0].startswith("error: b.refs:2: position 300 lies outside")
-    assert sorted(path.name for path in (work / "shards").iterdir()) == [".a.lock", ".b.lock", "a"]
+    assert sorted(path.name for path in (work / "shards").iterdir()) == [".a.lock", ".b.lock", ".lock", "a"]
     assert {path.name for path in (work / "shards/a").iterdir()} == {"data.arrow", "shard.json"}
 
 

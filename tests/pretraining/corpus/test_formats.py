@@ -5,8 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shlex
-import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -19,6 +19,7 @@ from pretraining.corpus import files
 from pretraining.corpus.files import check_lines, file_facts, read_data_json, read_line_blocks, read_lines
 from pretraining.corpus.shards import ShardSpec, describe_shards, load_shards
 from pretraining.corpus.tokenizer import load_tokenizer, save_tokenizer, tokenizer_sha256
+from pretraining.scripts import prepare_corpus
 from pretraining.utils import UserError
 from tests import tiny
 
@@ -47,7 +48,7 @@ def parquet(text: str) -> bytes:
         (lzma.compress(TEXT.encode()), "is an xz file", "xz -dk"),
         (bz2.compress(TEXT.encode()), "is a bzip2 file", "bzip2 -dk"),
         (zipped(TEXT), "is a zip file", "unzip"),
-        (parquet(TEXT), "is a Parquet file", "its text column"),
+        (parquet(TEXT), "is a Parquet file", "prepare_corpus.py --sources "),
         (TEXT.encode("utf-16"), "is in UTF-16", "iconv -f UTF-16"),
         (b"\xfe\xff" + TEXT.encode("utf-16-be"), "is in UTF-16", "iconv -f UTF-16"),
         (TEXT.encode("utf-32"), "is in UTF-32", "iconv -f UTF-32"),
@@ -86,24 +87,25 @@ ROWS = [{"id": str(number), "text": f"今天天气很好\n我们去公园 {numbe
 
 
 @pytest.mark.parametrize(
-    ("content", "query"),
+    ("content", "key"),
     [
-        (json_lines(*ROWS), ".text"),
-        (json_lines(*ROWS[:1]), ".text"),
-        (MARK + json_lines(*ROWS), ".text"),
-        (b"\n \r\n" + json_lines(*ROWS), ".text"),
-        (json_lines({"标题": "短", "my content": "今天天气很好"}), """'.["my content"]'"""),
-        (json_lines({"id": 1}), ".text"),
-        (json_lines(*ROWS[:5]) + "然后是文本\n".encode(), ".text"),
+        (json_lines(*ROWS), "text"),
+        (json_lines(*ROWS[:1]), "text"),
+        (MARK + json_lines(*ROWS), "text"),
+        (b"\n \r\n" + json_lines(*ROWS), "text"),
+        (json_lines({"标题": "短", "my content": "今天天气很好"}), "'my content'"),
+        (json_lines({"id": 1}), "text"),
+        (json_lines(*ROWS[:5]) + "然后是文本\n".encode(), "text"),
     ],
     ids=["many", "one", "byte-order mark", "blank lines first", "key with a blank", "no text", "text behind the fifth"],
 )
-def test_json_lines_are_refused_with_the_way_to_convert_them(content, query, tmp_path):
+def test_json_lines_are_refused_with_the_way_to_convert_them(content, key, tmp_path):
     with pytest.raises(UserError) as refused:
         read_data_json(listed(tmp_path, content))
     path = tmp_path / "a.txt"
     assert str(refused.value) == (
-        f"{path}: holds JSON objects, not plain text; write their text, one paragraph per line: jq -r {query} {path} > {tmp_path}/a_text.txt"
+        f"{path}: holds JSON objects, not plain text; convert them: mv {path} {tmp_path}/a.jsonl && "
+        f"python scripts/prepare_corpus.py --sources {tmp_path}/a.jsonl --text_key {key} --output_dir dataset/corpus"
     )
 
 
@@ -134,14 +136,15 @@ def test_text_that_is_no_json_lines_is_accepted(content, tmp_path):
     assert len(read_data_json(listed(tmp_path, content.encode()))["train"]) == 1
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
-def test_the_advised_command_converts(tmp_path):
+def test_the_advised_command_converts(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as refused:
-        read_data_json(listed(tmp_path, json_lines(*ROWS)))
-    command, _, target = str(refused.value).split("per line: ")[1].rpartition(" > ")
-    converted = subprocess.run(shlex.split(command), capture_output=True, check=True).stdout
-    assert Path(target).name == "a_text.txt"
-    assert converted.decode().splitlines()[:3] == ["今天天气很好", "我们去公园 0", "今天天气很好"]
+        read_data_json(listed(Path("."), json_lines(*ROWS)))
+    rename, _, convert = str(refused.value).split("convert them: ")[1].partition(" && ")
+    subprocess.run(shlex.split(rename), check=True)
+    prepare_corpus.main(shlex.split(convert)[2:])
+    train = read_data_json("dataset/corpus/data.json")["train"]
+    assert list(read_lines(train[0].text))[:4] == ["今天天气很好", "我们去公园 0", "", "今天天气很好"]
 
 
 # ---------------------------------------------------------------- byte-order mark
@@ -258,3 +261,12 @@ def test_reading_data_json_is_linear_in_the_files(count, tmp_path, monkeypatch):
     assert len(read_data_json(tmp_path / "data.json")["train"]) == count
     assert CountingPath.compared <= 6 * count  # linear; a list of names would take count ** 2 / 2
     assert len(opened) == count + 1
+
+
+def test_a_pipe_is_read_as_a_file():
+    """As /dev/stdin and a shell's <(command) are; no pipe can seek."""
+    reader, writer = os.pipe()
+    os.write(writer, "\ufeff好\r\n坏".encode())
+    os.close(writer)
+    assert list(read_lines(f"/dev/fd/{reader}")) == ["好", "坏"]
+    os.close(reader)

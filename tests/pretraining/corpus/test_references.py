@@ -17,7 +17,7 @@ import torch
 from transformers import BertTokenizer
 
 from pretraining import run_chinese_ref
-from pretraining.corpus import segmenter
+from pretraining.corpus import reference_files, segmenter
 from pretraining.corpus.files import file_facts
 from pretraining.corpus.references import ReferenceFinder
 from pretraining.corpus.segmenter import load_segmenter, read_ltp_directory, split_line, words_of
@@ -298,8 +298,8 @@ def test_a_line_of_5000_characters_equals_its_sentences(made, find, kind, reques
 def test_batches_do_not_change_the_references(made, legacy, find, monkeypatch):
     lines = [line for pair in zip(made.sentences, PECULIAR * 100) for line in pair]
     whole = find(lines, words_of(lines, legacy))
-    monkeypatch.setattr(run_chinese_ref, "BATCH_CHARACTERS", 100)
-    batches = list(run_chinese_ref.batches_of_lines(lines))
+    monkeypatch.setattr(reference_files, "BATCH_CHARACTERS", 100)
+    batches = list(reference_files.batches_of_lines(lines))
     assert len(batches) > 200 and list(chain.from_iterable(batches)) == lines
     assert [reference for batch in batches for reference in find(batch, words_of(batch, legacy))] == whole
 
@@ -392,7 +392,7 @@ def run(made, place, capfd):
 
 def test_files(made, place, run, legacy, find):
     ended = run()
-    assert ended.status == 0 and "a.refs: 67 lines in" in ended.out and "lines/s" in ended.out
+    assert ended.status == 0 and ended.out.startswith("a.refs: 67 lines\nb.refs: 5 lines\n72 lines in 2 parts in ")
     lines = [*PECULIAR, *made.sentences[:50]]
     assert read_refs(place / "a.refs") == find(lines, words_of(lines, legacy))
     assert (place / "b.refs").read_text() == "[]\n[]\n[2, 4, 6]\n[]\n[2]\n"
@@ -437,7 +437,7 @@ def test_neural_directory(made, place, run, neural, find):
 def test_up_to_date_files_are_skipped_and_overwrite_makes_them_again(place, run, monkeypatch):
     run()
     before = workplace.entries(place)
-    monkeypatch.setattr(run_chinese_ref, "load_segmenter", None)  # nothing to segment, nothing to load
+    monkeypatch.setattr(reference_files, "load_segmenter", None)  # nothing to segment, nothing to load
     ended = run()
     assert ended.out == "".join(f"{name}: up to date, skipped (--overwrite makes it again)\n" for name in ("a.refs", "b.refs"))
     assert workplace.entries(place) == before
@@ -463,7 +463,7 @@ def test_any_difference_makes_a_file_again(made, place, run, what, monkeypatch):
     elif what == "note":
         (place / "b.refs.json").write_text("{}")
     elif what == "format":
-        monkeypatch.setattr(run_chinese_ref, "FORMAT", 2)
+        monkeypatch.setattr(reference_files, "FORMAT", 2)
     elif what == "ltp":
         changes["ltp"] = shutil.copytree(made.ltp, place / "ltp")
         with open(place / "ltp" / "config.json", "a") as file:
@@ -493,8 +493,7 @@ def test_a_strangers_reference_file_is_left_alone(place, run):
 
 
 def test_a_text_that_changes_meanwhile_is_noticed(place, run, monkeypatch):
-    facts = run_chinese_ref.file_facts
-    monkeypatch.setattr(run_chinese_ref, "file_facts", lambda path: facts(path)._replace(lines=3))
+    monkeypatch.setattr(run_chinese_ref, "check_lines", lambda path, is_text: path.write_bytes(path.read_bytes()[:-1]))
     ended = run()
     assert ended.status == 2 and ended.err.splitlines()[-1] == "error: a.txt: was changed while it was read; run again"
     assert not (place / "a.refs").exists() and not (place / "a.refs.json").exists()
@@ -685,6 +684,6 @@ def test_in_a_process_of_its_own(made, place):
     assert run(*arguments) == (2, b"", message)
     (ltp / "cws_model.bin").write_bytes(whole)
     status, out, err = run(*arguments, TQDM_DISABLE="1")
-    assert (status, out.count(b" lines/s\n"), err) == (0, 2, "")
+    assert (status, out.count(b" lines/s\n"), err) == (0, 1, "")
     status, out, err = run("--nonsense")
     assert (status, out, err.count("\n")) == (2, b"", 1) and err.startswith("error: unrecognized arguments: --nonsense")

@@ -1,26 +1,27 @@
 """Shards: no token lost, words marked exactly, the same for any number of workers, rebuilt for any difference, there whole or not at all."""
 
-import fcntl
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock, Timeout
 from transformers import BertTokenizer
 
 from pretraining import my_datasets
-from pretraining.corpus import files, shards
+from pretraining.corpus import files, shard_parts, shards
 from pretraining.corpus.batches import TrainingBatches, masked_batch
 from pretraining.corpus.files import TextAndRefs, read_data_json
+from pretraining.corpus.locks import exclusive
 from pretraining.corpus.masking import WholeWordMasker
 from pretraining.corpus.rows import Rows
+from pretraining.corpus.shard_parts import ShardMaker
 from pretraining.corpus.shards import ShardSpec, data_fingerprint, describe_shards, load_shards
 from pretraining.corpus.tokenizer import load_tokenizer
 from pretraining.corpus.tokens import TokenBlock
@@ -70,17 +71,18 @@ def tokens_and_flags(file: TextAndRefs, tokenizer) -> tuple[list[int], list[bool
 
 
 @pytest.fixture
-def builds(monkeypatch) -> list[str]:
-    """The names of the shards that are built, in order."""
-    built, build = [], shards._build
+def builds(monkeypatch, tmp_path) -> Callable[[], list[str]]:
+    """Gives the names of the shards that were built, in order, by this process or its children."""
+    log, write_rows = tmp_path / "builds.log", ShardMaker._write_rows
 
-    def counted(file, *rest):
-        built.append(file.text.stem)
+    def logged(maker, part, *rest):
+        with open(log, "a") as file:
+            file.write(f"{part.directory.relative_to(maker.spec.cache_dir)}\n")
         time.sleep(0.05)
-        build(file, *rest)
+        return write_rows(maker, part, *rest)
 
-    monkeypatch.setattr(shards, "_build", counted)
-    return built
+    monkeypatch.setattr(ShardMaker, "_write_rows", logged)
+    return lambda: log.read_text().split() if log.exists() else []
 
 
 def joined(texts: list[TextAndRefs], tokenizer) -> tuple[list[int], list[bool]]:
@@ -242,7 +244,7 @@ def test_a_current_shard_is_taken_as_it_is(changeable, tiny_tokenizer, tmp_path,
     before = tiny.snapshot(tmp_path / "cache")
     load([changeable], tmp_path / "cache", tiny_tokenizer)
     second = fingerprint([changeable], tmp_path / "cache", tiny_tokenizer)
-    assert builds == ["text"] and first == second and tiny.snapshot(tmp_path / "cache") == before
+    assert builds() == ["text"] and first == second and tiny.snapshot(tmp_path / "cache") == before
 
 
 @pytest.mark.parametrize("what", ["text", "refs", "tokenizer", "length", "truncated", "no description", "description of something else"])
@@ -267,7 +269,7 @@ def test_any_difference_rebuilds(what, changeable, tiny_tokenizer, tmp_path, bui
     else:
         description.write_text('{"rows": 1}')
     rows, after = load_unfilled([changeable], cache, tokenizer, length), fingerprint([changeable], cache, tokenizer, length)
-    assert builds == ["text", "text"]
+    assert builds() == ["text", "text"]
     assert (before == after) == (what in ("truncated", "no description", "description of something else"))
     ids, flags = tokens_and_flags(changeable, tokenizer)
     assert rows == {"input_ids": cut(ids, length - 2), "continues": cut(flags, length - 2)}
@@ -295,7 +297,7 @@ def build_and_die(file: TextAndRefs, cache: Path, tokenizer) -> None:
         yield TokenBlock(np.arange(100), np.zeros(100, bool), 1)
         os._exit(9)
 
-    shards.read_token_blocks = one_block
+    shard_parts.read_token_blocks = one_block
     load([file], cache, tokenizer)
 
 
@@ -304,7 +306,7 @@ def test_a_killed_build_leaves_nothing_under_the_final_name(changeable, tiny_tok
     assert in_a_forked_process(build_and_die, changeable, cache, tiny_tokenizer) == 9
     assert not (cache / "text").exists() and (cache / ".text.partial").exists()
     load([changeable], cache, tiny_tokenizer)
-    assert sorted(path.name for path in cache.iterdir()) == [".known", ".text.lock", "text"]
+    assert sorted(path.name for path in cache.iterdir()) == [".known", ".lock", ".text.lock", "text"]
     load([changeable], tmp_path / "undisturbed", tiny_tokenizer)
     assert tiny.snapshot(cache / "text") == tiny.snapshot(tmp_path / "undisturbed" / "text")
 
@@ -332,47 +334,53 @@ def test_an_error_while_building_leaves_nothing(second, says, changeable, tiny_t
     changeable.refs.write_text(f"[2]\n{second}\n")
     with pytest.raises(UserError, match=says):
         load([changeable], tmp_path / "cache", tiny_tokenizer)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".text.lock"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".lock", ".text.lock"]
 
 
 def test_an_error_does_not_remove_a_lock_for_which_another_process_waits(changeable, tiny_tokenizer, tmp_path):
     """The one that waits has opened the file before; if it were removed, it and a third process would both get a lock."""
-    lock = tmp_path / "cache" / ".text.lock"
-    lock.parent.mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    locks = [cache / ".lock", cache / ".text.lock"]
+    for lock in locks:
+        lock.touch()
+    before = [lock.stat().st_ino for lock in locks]
     changeable.refs.write_text("[2]\n[9]\n")
-    with open(lock, "w") as waiting:
-        with pytest.raises(UserError, match="lies outside"):
-            load([changeable], tmp_path / "cache", tiny_tokenizer)
-        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(Timeout):
-            FileLock(lock, timeout=0).acquire()
+    with pytest.raises(UserError, match="lies outside"):
+        load([changeable], cache, tiny_tokenizer)
+    assert [lock.stat().st_ino for lock in locks] == before
+
+
+def load_and_compare(file: TextAndRefs, cache: Path, tokenizer, expected: dict) -> None:
+    os._exit(0 if load_unfilled([file], cache, tokenizer) == expected else 1)
 
 
 def test_of_concurrent_processes_one_builds(changeable, tiny_tokenizer, tmp_path, builds):
-    """Threads with their own file locks stand for the processes: the lock is the operating system's."""
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(load_unfilled([changeable], tmp_path / "cache", tiny_tokenizer))) for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert builds == ["text"]
-    assert len(results) == 4 and all(rows == results[0] for rows in results)
+    ids, flags = tokens_and_flags(changeable, tiny_tokenizer)
+    expected = {"input_ids": cut(ids, LENGTH - 2), "continues": cut(flags, LENGTH - 2)}
+    arguments = (changeable, tmp_path / "cache", tiny_tokenizer, expected)
+    processes = [multiprocessing.get_context("fork").Process(target=load_and_compare, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert builds() == ["text"]
 
 
 def test_another_process_that_rebuilds_does_not_change_rows_already_loaded(changeable, tiny_tokenizer, tmp_path, monkeypatch):
     """Two runs of different length share a cache: the other's shard comes right after this one has let go of the lock."""
-    cache, released, in_between = tmp_path / "cache", FileLock.release, []
+    cache, in_between = tmp_path / "cache", []
 
-    def release(lock, *arguments, **keywords):
-        released(lock, *arguments, **keywords)
+    @contextmanager
+    def followed(*arguments, **keywords):
+        with exclusive(*arguments, **keywords):
+            yield
         if not in_between:
             in_between.append("begun")
             in_between.append(load_unfilled([changeable], cache, tiny_tokenizer, 5))
 
-    monkeypatch.setattr(FileLock, "release", release)
+    monkeypatch.setattr(shards, "exclusive", followed)
     rows = load_unfilled([changeable], cache, tiny_tokenizer, 8)
     assert [len(row) for row in rows["input_ids"]] == [6, 2]
     assert [len(row) for row in in_between[1]["input_ids"]] == [3, 3, 2]

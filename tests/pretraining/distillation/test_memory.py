@@ -37,6 +37,7 @@ OTHERS = {
     "attentions": Stage("RBT4-H312", "RoBERTa", "L4_attention_mse"),
     "mmd": Stage("RBT6 (KD)", "RoBERTa", "L6_hidden_smmd"),
     "gram": Stage("RBT4-H312", "RoBERTa", "L4t_hidden_sgram"),
+    "relation": Stage("MiniRBT-H256", "RBT6 (KD)", "L6h256_rbt6_relation"),
 }
 BF16 = torch.bfloat16
 

@@ -138,6 +138,15 @@ def test_killed_without_projections_or_teacher_and_resumed(corpus, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+def test_killed_with_relations_and_resumed(corpus, tmp_path):
+    changes = {"matches": "L2h16_L4h32_relation"}
+    tiny.run_train(corpus.arguments(tmp_path / "whole", **changes))
+    arguments = corpus.arguments(tmp_path / "run", resume_from_checkpoint="latest", **changes)
+    interrupted_run(arguments, 4, die, Killed)
+    tiny.run_train(arguments)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_half_written_scalar_does_no_harm(whole_run, corpus, tmp_path):
     directory = tmp_path / "run"
     interrupted_run(corpus.arguments(directory, keep_checkpoints=0), 6, die, Killed)
@@ -151,11 +160,12 @@ def test_a_half_written_scalar_does_no_harm(whole_run, corpus, tmp_path):
     assert_same_run(directory, whole_run)
 
 
-def test_a_resumed_run_has_every_scalar_once_when_its_first_process_had_a_later_clock(whole_run, corpus, tmp_path):
+@pytest.mark.parametrize("ahead", [0, 3, 5 * 3600])
+def test_a_resumed_run_has_every_scalar_once_when_its_first_process_had_a_later_clock(ahead, whole_run, corpus, tmp_path):
     directory = tmp_path / "run"
     interrupted_run(corpus.arguments(directory, keep_checkpoints=0), 6, die, Killed)
     written = next(directory.glob("events.out.tfevents.*"))
-    written.rename(directory / f"events.out.tfevents.{int(time.time()) + 3}.host.9.0")
+    written.rename(directory / f"events.out.tfevents.{int(time.time()) + ahead}.host.9.0")
     resume(corpus, directory)
     assert_same_run(directory, whole_run)
 

@@ -78,6 +78,13 @@ def test_the_rows_have_different_numbers_of_masked_tokens(corpus):
     assert len(dataset) < 8 * STEPS  # and an epoch ends in between
 
 
+def test_accumulation_changes_nothing_with_relations(corpus, tmp_path):
+    relations = {"matches": "L2h16_L4h32_relation"}
+    for name, accumulation in (("whole", 1), ("run", 4)):
+        tiny.run_train(arguments(corpus, tmp_path / name, 8, accumulation, **relations))
+    assert_same_training(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
 def test_accumulation_changes_nothing(accumulation, corpus, whole, tmp_path):
     tiny.run_train(arguments(corpus, tmp_path / "run", 8, accumulation))

@@ -9,7 +9,7 @@ from tests.workplace import PRETRAINING
 PNG = b"\x89PNG\r\n\x1a\n"
 COMMANDS = [
     *("compare_models.py", "report.py", "export.py"),
-    *("init_checkpoint_TA.py", "train_segmenter.py", "make_demo_models.py"),
+    *("init_checkpoint_TA.py", "train_segmenter.py", "make_demo_models.py", "prune_vocabulary.py"),
 ]
 
 
