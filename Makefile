@@ -34,7 +34,7 @@ style: .venv/installed
 cluster: .venv/installed
 	@$(BIN)/python -m tests.cluster.two_nodes true
 	$(BIN)/pip install --quiet --requirement pretraining/requirements-cluster.txt
-	$(BIN)/python -m pytest tests/cluster
+	CLUSTER=full $(BIN)/python -m pytest tests/cluster
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/bench.py

@@ -7,6 +7,7 @@ environment keeps SLURM_CONF. This tells them from all other processes, those of
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-START_TIMEOUT = 10.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 HOST = socket.gethostname().split(".")[0]
 NODES = (HOST, f"{HOST}-2")  # sorted; the processes of a step meet at its first node, whose name must be resolved
 
@@ -47,15 +48,21 @@ def start_daemons(directory: Path) -> None:
 
 def start_node(directory: Path, node: str) -> None:
     """Returns when the node takes jobs."""
-    start(directory, "slurmd", "-D", "-N", node)
-    asked = ["sinfo", "--noheader", "--responding", "--nodes", node, "--states", "idle,mixed,allocated", "--format", "%D"]
-    wait_for(lambda: subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "1", directory, f"slurmd.{node}")
+    start(directory, "slurmd", "-D", "-N", node, SLURMD_NODENAME=node)  # its jobs have this variable anyway
+    wait_for(lambda: takes_jobs(node), directory, f"slurmd.{node}")
 
 
-def start(directory: Path, *command: str) -> None:
+def takes_jobs(node: str) -> bool:
+    """Whether slurmctld knows the node as one that answers."""
+    shown = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True).stdout
+    return re.search(r"State=(IDLE|MIXED|ALLOCATED) ", shown) is not None  # other states and flags follow a + or a *
+
+
+def start(directory: Path, *command: str, **environment: str) -> None:
     name = f"{command[0]}.{command[-1]}" if command[0] == "slurmd" else command[0]
     with (directory / f"{name}.out").open("a") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        settings = {"env": {**os.environ, **environment}, "start_new_session": True}
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **settings)
     (directory / f"{name}.pid").write_text(str(process.pid))
 
 
@@ -63,7 +70,9 @@ def wait_for(condition, directory: Path, name: str) -> None:
     end = time.monotonic() + START_TIMEOUT
     while not condition():
         if time.monotonic() > end:
-            raise NotStarted(f"{name} did not start:\n{(directory / f'{name}.out').read_text()[-2000:]}")
+            state = subprocess.run(["sinfo", "--Node", "--long"], capture_output=True, text=True, timeout=60)
+            log = (directory / f"{name}.out").read_text()
+            raise NotStarted(f"{name} did not start: {log[-2000:]}\n{state.stdout}{state.stderr}")
         time.sleep(0.05)
 
 
@@ -71,22 +80,27 @@ def wait_for(condition, directory: Path, name: str) -> None:
 
 
 def end_all(directory: Path) -> None:
-    """Kills every process whose environment names the configuration, except this one, until there is none; removes the directory."""
-    variable = f"SLURM_CONF={directory}/slurm.conf"
-    while processes := set(processes_with(variable)) - {os.getpid()}:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.01)
+    """Kills every process whose environment names the configuration, except this one; removes the directory."""
+    kill_with(f"SLURM_CONF={directory}/slurm.conf")
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def processes_with(variable: str) -> list[int]:
-    """The processes that were started with this variable, ``NAME=value``."""
-    found = []
+def kill_with(*variables: str) -> None:
+    """Kills every process that has these variables, except this one, until there is none. None sees how another ends."""
+    while processes := set(processes_with(*variables)) - {os.getpid()}:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+        time.sleep(0.01)
+
+
+def processes_with(*variables: str) -> list[int]:
+    """The processes that were started with these variables, each ``NAME=value``."""
+    wanted, found = {variable.encode() for variable in variables}, []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):  # it has ended, or is another user's
-            if variable.encode() in environment.read_bytes().split(b"\0"):
+            if wanted <= set(environment.read_bytes().split(b"\0")):
                 found.append(int(environment.parent.name))
     return found
 

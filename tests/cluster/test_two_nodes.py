@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import workplace
 from tests.cluster import two_nodes
 from tests.cluster.keeper import NODES, processes_with
 from tests.cluster.two_nodes import ROOT, end_leftovers, missing
@@ -71,6 +72,11 @@ def test_nodes_in_use_are_no_leftovers(cluster):
 
 
 def test_a_killed_node_is_started_again(cluster):
+    job = workplace.start(["srun", "-w", NODES[1], "sh", "-c", "echo begun; exec sleep 1234"], ROOT, **cluster.environment)
+    assert job.stdout.readline() == b"begun\n"
     cluster.kill_node(NODES[1])
     cluster.start_node(NODES[1])
-    assert cluster.run("srun", "-w", NODES[1], "echo", "here").split() == ["here"]
+    cluster.end_jobs()
+    job.kill()  # srun waits for the lost task
+    job.communicate()
+    assert cluster.run("srun", "-N2", "-n2", "echo", "here").split() == ["here", "here"]

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.cluster.keeper import HOST, NODES, end_all
+from tests.cluster.keeper import HOST, NODES, end_all, kill_with
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scancel", "squeue", "sinfo", "scontrol")
@@ -87,9 +87,13 @@ class TwoNodes:
         assert ended.returncode == 0, f"{command}: {ended.stdout}{ended.stderr}"
         return ended.stdout
 
-    def kill_node(self, node: str) -> None:
-        """Kills the node's slurmd; its jobs go on, as on a real cluster."""
+    def kill_slurmd(self, node: str) -> None:
+        """Kills the node's daemon; its jobs go on until Slurm notices it."""
         os.kill(int((self.directory / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
+
+    def kill_node(self, node: str) -> None:
+        """Kills all that runs on the node at once."""
+        kill_with(f"SLURM_CONF={self.directory}/slurm.conf", f"SLURMD_NODENAME={node}")
 
     def start_node(self, node: str) -> None:
         """Starts it again; returns when it takes jobs."""
