@@ -9,6 +9,7 @@ that made it. A file that is up to date is skipped, so the same command resumes 
 """
 
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any
@@ -23,6 +24,8 @@ from pretraining.corpus.parts import divide
 from pretraining.corpus.reference_files import ReferenceFile, ReferenceMaker, is_current, load_models
 from pretraining.corpus.segmenter import gpus_for, read_ltp_directory
 from pretraining.utils import ArgumentParser, UserError, progress_bar, run_script
+
+PRINTED_FILES = 20
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,22 +69,31 @@ def make_references(files: list[TextAndRefs], maker: ReferenceMaker, executor: E
     seconds = time.perf_counter() - start
     for file in outdated:
         file.join()
-        print(f"{file.file.refs}: {file.inputs['lines']:,} lines")
+    print_files(f"{file.file.refs}: {file.inputs['lines']:,} lines" for file in outdated)
     if work:
         print(f"{lines:,} lines in {len(work):,} part{'s' * (len(work) > 1)} in {seconds:.1f} s, {lines / seconds:,.0f} lines/s")
 
 
+def print_files(lines: Iterable[str]) -> None:
+    """Prints a line per file; of thousands of files the first ones."""
+    lines = list(lines)
+    print("".join(f"{line}\n" for line in lines[:PRINTED_FILES]), end="")
+    if len(lines) > PRINTED_FILES:
+        print(f"... and {len(lines) - PRINTED_FILES:,} more")
+
+
 def find_outdated(files: list[TextAndRefs], makers: dict[str, Any], part_bytes: int, overwrite: bool) -> list[ReferenceFile]:
     """The reference files that are not up to date, with the parts that are there already in their folders."""
-    outdated = []
+    outdated, current = [], []
     for file in tqdm(files, desc="reading the texts", unit=" files", leave=False):
         facts, parts = divide(file.text, part_bytes)
         inputs = {**makers, "text_sha256": facts.sha256, "lines": facts.lines}
         if not overwrite and is_current(file, inputs):
-            tqdm.write(f"{file.refs}: up to date, skipped (--overwrite makes it again)")
+            current.append(file)
             continue
         check_lines(file.text, is_text=True)
         outdated.append(ReferenceFile(file, inputs, parts))
+    print_files(f"{file.refs}: up to date, skipped (--overwrite makes it again)" for file in current)
     for wanted in outdated:
         if overwrite:
             wanted.forget_parts()

@@ -6,6 +6,7 @@ keeps the size and the hash of each part, so that the unchanged parts of a longe
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretraining.corpus.files import TextAndRefs, atomic_write, file_facts, opened, read_json, read_line_blocks, sidecar_of, write_json
+from pretraining.corpus.files import (
+    BLOCK_BYTES,
+    FileFacts,
+    TextAndRefs,
+    atomic_write,
+    file_facts,
+    fsync_path,
+    opened,
+    read_json,
+    read_line_blocks,
+    sidecar_of,
+    write_json,
+)
 from pretraining.corpus.locks import exclusive
 from pretraining.corpus.parts import Part, require_unchanged
 from pretraining.corpus.references import ReferenceFinder
@@ -153,21 +166,29 @@ class ReferenceFile(NamedTuple):
 
     def join(self) -> None:
         """Writes the reference file and, just before it replaces the old one, the note of what made it; removes the parts."""
-        digest, noted = hashlib.sha256(), []
+        paths = [self.output_of(number) for number in range(len(self.parts))]
+        facts = [file_facts(path) for path in paths]
+        for path, part, found in zip(paths, self.parts, facts):
+            if found.lines != part.lines:
+                raise UserError(f"{path}: has {found.lines} lines, its part of {self.file.text} {part.lines}; remove it and run again")
+        if len(paths) == 1:  # thousands of small files: moved, not written twice
+            write_json(sidecar_of(self.file.refs), {**self.inputs, "refs_sha256": facts[0].sha256})
+            os.replace(paths[0], self.file.refs)
+            fsync_path(self.file.refs.parent)
+        else:
+            self._write_joined(paths, facts)
+        self.forget_parts()
+
+    def _write_joined(self, paths: list[Path], facts: list[FileFacts]) -> None:
+        digest = hashlib.sha256()
         with atomic_write(self.file.refs, "wb") as output:
-            for number, part in enumerate(self.parts):
-                path = self.output_of(number)
-                facts = file_facts(path)
-                if facts.lines != part.lines:
-                    raise UserError(f"{path}: has {facts.lines} lines, its part of {self.file.text} {part.lines}; remove it and run again")
-                noted.append([self.key_of(number), path.stat().st_size, facts.sha256])
+            for path in paths:
                 with opened(path) as references:
-                    while block := references.read(1 << 22):
+                    while block := references.read(BLOCK_BYTES):
                         digest.update(block)
                         output.write(block)
-            note = {**self.inputs, "refs_sha256": digest.hexdigest(), **({"parts": noted} if len(noted) > 1 else {})}
-            write_json(sidecar_of(self.file.refs), note)
-        self.forget_parts()
+            noted = [[self.key_of(number), path.stat().st_size, facts[number].sha256] for number, path in enumerate(paths)]
+            write_json(sidecar_of(self.file.refs), {**self.inputs, "refs_sha256": digest.hexdigest(), "parts": noted})
 
     def forget_parts(self) -> None:
         """Removes the references of the parts."""

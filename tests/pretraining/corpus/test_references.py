@@ -475,7 +475,6 @@ def test_any_difference_makes_a_file_again(made, place, run, what, monkeypatch):
         changes["bert"], other = place / "bert", b"[]\n[]\n[2, 6]\n[]\n[2]\n"
     else:  # between the note and the file, with the file of an earlier text still there
         (place / "b.refs").write_bytes(b"[]\n")
-        (place / ".b.refs.partial").write_bytes(b"[]\n[]")
     assert "b.refs: up to date" not in run(**changes).out
     assert (place / "b.refs").read_bytes() == (other or content)
     assert [path.name for path in place.glob(".*")] == [".lock"]
