@@ -7,6 +7,12 @@
 #   sh distill.sh rbt4        RoBERTa -> RBT4-H312
 #   sh distill.sh rbt3        the first three layers of RoBERTa, continued by masked-LM only
 #
+# Three recipes match the relations among queries, keys and values (MiniLMv2) in place of hidden states, beside the soft labels:
+#
+#   sh distill.sh h256-relation   RoBERTa -> RBT6(KD) -> MiniRBT-H256, in two stages
+#   sh distill.sh h288-relation   RoBERTa -> RBT6(KD) -> MiniRBT-H288, in two stages
+#   sh distill.sh rbt4-relation   RoBERTa -> RBT4-H312
+#
 # Set variables after the recipe; the recipe may be left out:
 #
 #   sh distill.sh h288 ngpu=2 train_steps=1000

@@ -27,6 +27,9 @@ OWN_SIZES = re.compile(
 OWN_SIZES_EXAMPLE = "L6h320_L12h1024_hidden_mse"
 RELATED_FEATURES = ("query", "key", "value")
 MAX_RELATION_HEADS = 128
+LOSS_NAME = re.compile(
+    r"(hidden|attention|query|key|value)_(.+)_([\d-]+)_([\d-]+)"
+)  # TextBrewer's: feature, loss, student's and teacher's layer
 
 
 def evenly(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:

@@ -57,6 +57,9 @@ RECIPES = (
     Recipe("one-stage", student="minirbt_h256_one_stage", config="MiniRBT-h256.json", matches="L6h256_roberta_hidden_mse"),
     Recipe("rbt4", student="rbt4_h312", config="distill_rbt4_312.json", matches="L4t_hidden_mse"),
     Recipe("rbt3", student="rbt3", config="distill_rbt3.json", first_layers="0 1 2"),
+    Recipe("h256-relation", student="minirbt_h256_relation", config="MiniRBT-h256.json", matches="L6h256_rbt6_relation", two_stage=True),
+    Recipe("h288-relation", student="minirbt_h288_relation", config="MiniRBT-h288.json", matches="L6h288_rbt6_relation", two_stage=True),
+    Recipe("rbt4-relation", student="rbt4_h312_relation", config="distill_rbt4_312.json", matches="L4h312_roberta_relation"),
 )
 
 ASSISTANT = "rbt6_kd"  # the teacher assistant's directory in ``saves``; all two-stage recipes share it

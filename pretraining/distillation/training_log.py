@@ -17,6 +17,7 @@ from tqdm import tqdm
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
 from pretraining.corpus.files import write_json
+from pretraining.matches import LOSS_NAME, RELATED_FEATURES
 from pretraining.utils import UserError
 
 
@@ -110,18 +111,18 @@ class TrainingLog:
         others = torch.stack([torch.stack([step.grad_norm, step.loss_scale]) for step in self.steps])
         self.windows.append(Window(self.steps, names, torch.cat([losses, others], dim=1)))
         newest, self.steps = self.steps[-1], []
-        loss = None
+        losses_shown: dict[str, float] = {}
         while len(self.windows) > (0 if wait else 1):
-            loss = self._write_window(self.windows.pop(0), bar)
-        if loss is not None:
-            self._show_speed(newest, bar, loss)
+            losses_shown = self._write_window(self.windows.pop(0), bar)
+        if losses_shown:
+            self._show_speed(newest, bar, losses_shown)
 
-    def _write_window(self, window: "Window", bar: tqdm) -> float:
-        """Returns the last total loss."""
+    def _write_window(self, window: "Window", bar: tqdm) -> dict[str, float]:
+        """Returns the losses of the last step."""
         rows = window.rows()
         for step, (*values, grad_norm, loss_scale) in zip(window.steps, rows):
             self._write_step(step, dict(zip(window.names, values)), grad_norm, loss_scale, bar)
-        return rows[-1][0]
+        return dict(zip(window.names, rows[-1]))
 
     def _write_step(self, step: Step, losses: dict[str, float], grad_norm: float, loss_scale: float, bar: tqdm) -> None:
         scalars = {**losses, "grad_norm": grad_norm}
@@ -139,13 +140,13 @@ class TrainingLog:
         else:
             raise self._not_finite(step.number, scalars)
 
-    def _show_speed(self, last: Step, bar: tqdm, loss: float) -> None:
+    def _show_speed(self, last: Step, bar: tqdm, losses: dict[str, float]) -> None:
         now = time.perf_counter()
         samples = (last.number - self.last_step) * self.args.train_batch_size * self.world_size
         samples_per_second = samples / (now - self.last_time)
         self.last_time, self.last_step = now, last.number
         shown = {
-            "loss": f"{loss:.4f}",
+            **summed_terms(losses),
             "lr": f"{last.learning_rate:.2e}",
             "samples/s": f"{samples_per_second:.1f}",
             "tokens/s": f"{samples_per_second * self.args.max_seq_length:.0f}",
@@ -199,6 +200,18 @@ def _put_earlier_files_first(output_dir: Path) -> None:
     if any(int(path.name.split(".")[3]) >= now for path in files):
         for second, path in enumerate(files, now - len(files)):
             path.rename(path.with_name(".".join([*path.name.split(".")[:3], str(second), *path.name.split(".")[4:]])))
+
+
+def summed_terms(losses: dict[str, float]) -> dict[str, str]:
+    """The total loss and, if it has several, its unweighted terms, for one line: those of a match are summed over the layers."""
+    terms: dict[str, float] = {}
+    for name, value in losses.items():
+        short = name.removeprefix("unweighted_").removesuffix("_loss")
+        if found := LOSS_NAME.fullmatch(short):
+            short = "relation" if found[1] in RELATED_FEATURES else found[2]
+        terms[short] = terms.get(short, 0.0) + value
+    total = terms.pop("total")
+    return {"loss": f"{total:.4f}", **({name: f"{value:.4f}" for name, value in terms.items()} if len(terms) > 1 else {})}
 
 
 def _ignore_failed_tensorboard_write(failed: Any) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import BertConfig
 
+from pretraining.matches import LOSS_NAME, RELATED_FEATURES
 from pretraining.reporting.model_sizes import parameter_counts
 from pretraining.reporting.model_speed import Speeds, speed_headers, speedups
 from pretraining.reporting.published_models import PUBLISHED
@@ -18,7 +19,6 @@ from pretraining.reporting.scalars import Scalars, read_scalars
 from pretraining.utils import UserError
 
 SMOOTHED_POINTS = 40  # the strong line is a mean over one part in so many of the run
-MATCH_TAG = re.compile(r"(?:hidden|attention)_(.+)_([\d-]+)_([\d-]+)")  # TextBrewer's: feature_loss_studentlayer_teacherlayer
 
 # ---------------------------------------------------------------- training
 
@@ -41,7 +41,7 @@ def training_figure(name: str, curves: dict[str, Scalars]) -> Figure:
     Args:
         curves: from :func:`read_curves`.
     """
-    matches = {tag: found for tag in curves if (found := MATCH_TAG.fullmatch(tag))}
+    matches = {tag: found for tag in curves if (found := LOSS_NAME.fullmatch(tag))}
     predicted = {tag: curve for tag, curve in curves.items() if tag.endswith("_loss") and tag != "total_loss"}
     is_total = not matches and len(predicted) == 1  # a training without a teacher: its only loss is the total
     figure = Figure(figsize=(13, 8) if matches else (10 if is_total else 14, 4.2), layout="constrained")
@@ -84,8 +84,9 @@ def _draw_matches(axes: Axes, curves: dict[str, Scalars], matches: dict[str, re.
     """The losses on the matched layers, coloured from the first match to the last."""
     for index, (tag, found) in enumerate(matches.items()):
         color = colormaps["viridis"](0.9 * index / max(1, len(matches) - 1))
-        loss, student_layer, teacher_layer = found.groups()
-        draw_smoothed(axes, curves[tag], window, label=f"{loss} {student_layer} ← {teacher_layer}", color=color)
+        feature, loss, student_layer, teacher_layer = found.groups()
+        kind = f"{feature} {loss}" if feature in RELATED_FEATURES else loss
+        draw_smoothed(axes, curves[tag], window, label=f"{kind} {student_layer} ← {teacher_layer}", color=color)
     axes.set(title="Loss on the matched layers", ylabel="loss, unweighted (log scale)", yscale="log")
     axes.legend(fontsize=8, title="student layer ← teacher layer", title_fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, inputs, startup
+from benchmarks import bench, inputs, relations, startup
 from pretraining.utils import UserError
 
 
@@ -48,3 +48,11 @@ def test_startup_times_every_kind_of_start(capsys: pytest.CaptureFixture):
     startup.main(["--gigabytes", "0.002", "--megabytes", "1", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1].split()[0] for line in lines[:2]] == ["first", "later"] and lines[0].startswith("2 files, 0.002 GB")
+
+
+def test_relations_measures_every_objective(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(relations, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(relations, "VOCABULARY", 300)
+    relations.main(["--batch", "1", "--length", "8", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[-4:]] == list(relations.OBJECTIVES) and lines[-1].endswith(" MB")

@@ -17,10 +17,11 @@ import pytest
 
 from pretraining import recipes
 from pretraining.corpus.locks import exclusive
+from pretraining.reporting.costs import read_training
 from pretraining.utils import UserError
 
 DISTILL_SH = Path(recipes.__file__).with_name("distill.sh")
-TWO_STAGE = ("h256", "h288")
+TWO_STAGE = ("h256", "h288", "h256-relation", "h288-relation")
 
 # Stands for python: runs recipes.py, notes every other command in $LOG, and does to one of them what a test wants.
 FAKE_PYTHON = """#!{python} -SE
@@ -275,6 +276,13 @@ H288 = student("minirbt_h288", "MiniRBT-h288", " --matches L6h288_rbt6_hidden_ms
 ONE_STAGE = student("minirbt_h256_one_stage", "MiniRBT-h256", f" --matches L6h256_roberta_hidden_mse --teacher_name_or_path {ROBERTA}")
 RBT4 = student("rbt4_h312", "distill_rbt4_312", f" --matches L4t_hidden_mse --teacher_name_or_path {ROBERTA}")
 RBT3 = student("rbt3", "distill_rbt3")
+RELATIONS = {
+    size: student(f"minirbt_{size}_relation", f"MiniRBT-{size}", f" --matches L6{size}_rbt6_relation --teacher_name_or_path ")
+    for size in ("h256", "h288")
+}
+RBT4_RELATION = student("rbt4_h312_relation", "distill_rbt4_312", f" --matches L4h312_roberta_relation --teacher_name_or_path {ROBERTA}")
+
+CHOICES = "h256, h288, one-stage, rbt4, rbt3, h256-relation, h288-relation or rbt4-relation"
 
 # Per stage: the directory, the check, the command that writes the first weights, the run.
 ASSISTANT_STAGE = (
@@ -312,6 +320,19 @@ COMMANDS = {
             f"{RBT3} --student_pretrained_weights ./saves/rbt3_init --bf16",
         )
     ],
+    **{
+        f"{size}-relation": [
+            ASSISTANT_STAGE,
+            (
+                f"./saves/minirbt_{size}_relation",
+                f"{command}./distill_configs/distill_rbt6.json --bf16 --check_only",
+                "",
+                f"{command}./saves/rbt6_kd/gs100000 --bf16",
+            ),
+        ]
+        for size, command in RELATIONS.items()
+    },
+    "rbt4-relation": [("./saves/rbt4_h312_relation", f"{RBT4_RELATION} --bf16 --check_only", "", f"{RBT4_RELATION} --bf16")],
 }
 SHARDS = (
     f"my_datasets.py --data_files_json ./jsons/data.json --data_cache_dir ./dataset/shards --tokenizer {ROBERTA} "
@@ -323,7 +344,7 @@ def words_of(line: str) -> list[str]:
     return ["python", *shlex.split(line)] if line else []
 
 
-def test_there_are_five_recipes():
+def test_the_recipes_are_these():
     assert [recipe.name for recipe in recipes.RECIPES] == list(COMMANDS)
 
 
@@ -336,6 +357,16 @@ def test_commands_of_a_recipe(recipe, defaults):
     ]
     assert recipes.build_stages(settings) == expected
     assert recipes.shards_command(settings) == words_of(SHARDS)
+
+
+@pytest.mark.parametrize("recipe", COMMANDS)
+def test_the_models_and_mappings_of_a_recipe_fit_each_other(recipe, defaults, monkeypatch):
+    """With the files that the repository has, and RoBERTa's sizes."""
+    monkeypatch.chdir(DISTILL_SH.parent)
+    trainings = [read_training(stage) for stage in recipes.build_stages(settings_of(defaults, recipe))]
+    assert [bool(training.matches) for training in trainings] == [bool(training.teacher) for training in trainings]
+    expected = {"query", "key", "value"} if recipe.endswith("-relation") else set() if recipe == "rbt3" else {"hidden"}
+    assert {match["feature"] for match in trainings[-1].matches} == expected
 
 
 def test_one_machine_that_srun_starts_twice_is_refused(defaults, monkeypatch):
@@ -468,8 +499,8 @@ def test_refused(changes, message, defaults):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["h312"], "h312: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
-        (["--help"], "--help: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+        (["h312"], f"h312: no such recipe; choose {CHOICES}"),
+        (["--help"], f"--help: no such recipe; choose {CHOICES}"),
         (["h256", "h288"], "h288: h256 is given too; give one recipe"),
         (["h256", "train_step=10"], "train_step=10: no such variable; did you mean train_steps=…?"),
         (["trainsteps=10"], "trainsteps=10: no such variable; did you mean train_steps=…?"),
@@ -493,7 +524,7 @@ def test_wrong_words_are_refused(words, message, defaults):
     [
         ("L6_hiden_mse", f"L6_hiden_mse: no such mapping; the nearest is L6_hidden_mse, {OWN_SIZES}"),
         ("L3_hidden_mse x", f"L3_hidden_mse x: x: no such mapping; the nearest is {{near}}, {OWN_SIZES}"),
-        ("L5h8_L12h8_hidden_mse", "L5h8_L12h8_hidden_mse: 12 teacher layers cannot be spaced evenly over 5; add a mapping to matches.py"),
+        ("L0h8_L12h8_hidden_mse", "L0h8_L12h8_hidden_mse: layers and hidden sizes are whole numbers above 0"),
     ],
 )
 @pytest.mark.parametrize("name", ["ta_matches", "student_matches"])
@@ -613,6 +644,8 @@ TWO_STEPS = ["check rbt6_kd", "check minirbt_h256", "write rbt6_init", "my_datas
         (["one-stage"], ["check minirbt_h256_one_stage", "my_datasets.py", "train minirbt_h256_one_stage"]),
         (["rbt4"], ["check rbt4_h312", "my_datasets.py", "train rbt4_h312"]),
         (["rbt3"], ["check rbt3", "write rbt3_init", "my_datasets.py", "train rbt3"]),
+        (["h288-relation"], [step.replace("minirbt_h256", "minirbt_h288_relation") for step in TWO_STEPS]),
+        (["rbt4-relation"], ["check rbt4_h312_relation", "my_datasets.py", "train rbt4_h312_relation"]),
     ],
 )
 def test_all_checks_come_first_then_the_steps(words, steps, shell):
@@ -638,7 +671,7 @@ def test_only_machine_0_writes_what_all_read(shell):
 
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_a_student_without_its_assistant_is_refused_before_anything_is_written(recipe, shell):
-    for name in ("minirbt_h256", "minirbt_h288", "minirbt_h256_one_stage", "rbt4_h312", "rbt3"):
+    for name in (entry.student for entry in recipes.RECIPES):
         (shell.saves / name / "gs2").mkdir(parents=True)
     ended = shell.run(recipe)
     if recipe not in TWO_STAGE:
@@ -646,7 +679,7 @@ def test_a_student_without_its_assistant_is_refused_before_anything_is_written(r
         return
     assert ended.status == 2 and all(step.startswith("check") for step in steps_of(ended.noted))
     assert ended.err == (
-        f"error: distill.sh: {shell.saves}/minirbt_{recipe} has checkpoints, but the teacher assistant {shell.saves}/rbt6_kd "
+        f"error: distill.sh: {shell.saves}/minirbt_{recipe.replace('-', '_')} has checkpoints, but the teacher assistant {shell.saves}/rbt6_kd "
         "is missing; move one away or restore the other\n"
     )
     (shell.saves / "rbt6_kd").mkdir()

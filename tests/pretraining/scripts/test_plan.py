@@ -70,7 +70,7 @@ def test_gpu_hours_are_hours_times_gpus(printed):
     "arguments, message",
     [
         (["--gpu", "A100"], "--gpu A100: no such GPU here; choose A100-40GB, A100-80GB, H100, H200, L40S or 4090"),
-        (["--gpu", "H100", "--recipe", "h300"], "h300: no such recipe; choose h256, h288, one-stage, rbt4 or rbt3"),
+        (["--gpu", "H100", "--recipe", "h300"], "h300: no such recipe; choose h256, h288, one-stage, rbt4, rbt3, h256-relation,"),
         (["--gpu", "H100", "--ngpu", "3"], "global_batch=4096: not divisible by ngpu=3"),
         (["--gpu", "H100", "ngpu=8"], "ngpu=8: give all GPUs of all machines as --ngpu"),
         (["--gpu", "H100", "train_step=8"], "train_step=8: no such variable; did you mean train_steps=…?"),

@@ -83,6 +83,9 @@ def test_scalars_of_a_run_have_every_step(run):
     assert {"scalar/total_loss", "scalar/unweighted_kd_loss"} <= set(read_scalars(run))
     titles = [axes.get_title() for axes in training_figure("x", curves).axes]
     assert titles == ["Total loss", "Loss on the matched layers", "Loss on the predictions", "Learning rate"]
+    related = {**curves, "query_relation32_5_11": curves["kd_loss"], "hard_label_loss": curves["kd_loss"]}
+    legends = [text.get_text() for axes in training_figure("x", related).axes if axes.get_legend() for text in axes.get_legend().texts]
+    assert {"query relation32 5 ← 11", "hidden_mse 0 ← 0", "kd_loss", "hard_label_loss"} <= set(legends)
     without = {name: values for name, values in curves.items() if not name.startswith("hidden")}
     titles = [axes.get_title() for axes in training_figure("x", without).axes]
     assert titles == ["Total loss = kd_loss", "Learning rate"]  # one loss is the total: not drawn twice
