@@ -122,13 +122,14 @@ def test_pruning_prints_the_score_before_and_after(world, undisturbed, tmp_path,
     model = shutil.copytree(run / "model", tmp_path / "model")
     task = ["--task", "chnsenticorp", "--data_dir", str(world / "chnsenticorp")]
     text, few = tmp_path / "all.txt", tmp_path / "few.txt"
-    text.write_text(f"{GOOD}{BAD}\n", encoding="utf-8")
+    text.write_text(f"{GOOD}{BAD}{'车' * 300}北\n", encoding="utf-8")  # longer than a row of the task
     few.write_text("北北\n", encoding="utf-8")
     expected = f"{best_of(run)['accuracy']:.2f}"
 
     prune_vocabulary.main([str(model), "--texts", str(text), "--min_count", "1", *task])
     out = capsys.readouterr().out
     assert f"| {model} | {expected} | {expected} |" in out and "| chnsenticorp dev | accuracy before | accuracy after |" in out
+    assert f"| all.txt | {len(GOOD + BAD) + 301} | {len(GOOD + BAD) + 301} | 0.000% | 0.000% |" in out
     assert (tmp_path / "model-pruned" / "task.json").read_bytes() == (model / "task.json").read_bytes()
     prune_vocabulary.main([str(model), "--texts", str(few), "--min_count", "1", *task])
     assert f"| {model} | {expected} | 50.00 |" in capsys.readouterr().out  # all is [UNK] but for the lengths
