@@ -155,14 +155,17 @@ def pytorch_run(model: Any) -> Run:
     return run
 
 
-def onnx_run(path: Path, outputs: tuple[str, ...]) -> Run:
+def onnx_run(path: Path, outputs: tuple[str, ...], cores: int | None = None) -> Run:
     """The forward pass of an exported model, on the CPU.
+
+    Args:
+        cores: the CPU cores that it uses; None: those that the process may use.
 
     Raises:
         UserError: onnxruntime cannot read the file, or it has other outputs.
     """
     try:
-        session = open_session(path, cores=cores_per_process())
+        session = open_session(path, cores=cores or cores_per_process())
     except Exception as error:  # the library raises a different exception for each fault
         raise UserError(f"{path}: the model cannot be loaded ({first_line(error)})") from None
     found = [output.name for output in session.get_outputs()]

@@ -21,6 +21,8 @@ def count_tokens(tokenizer: Any, texts: list[Path], description: str) -> np.ndar
         UserError: as :func:`pretraining.corpus.files.read_line_blocks`.
     """
     backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # a call with truncation=True leaves it on
+    backend.no_padding()
     counts = np.zeros((len(texts), len(tokenizer)), np.int64)
     sizes = sum(text.stat().st_size for text in texts)
     with progress_bar(total=sizes, desc=description, unit="B", unit_scale=True) as bar:

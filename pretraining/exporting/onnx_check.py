@@ -78,10 +78,10 @@ def time_runtimes(module: ExportModule, files: dict[str, Path], tokenizer: BertT
     batch = tokenizer(text, truncation=True, max_length=_timed_length(module), return_tensors="pt")
     inputs = {name: batch[name] for name in INPUTS}
     runners: dict[tuple[str, int], Callable[[], object]] = {}
-    for cores in _core_counts():
+    for cores in core_counts():
         runners["PyTorch", cores] = _pytorch_runner(module.model, inputs, cores)
     for kind, file in files.items():
-        for cores in _core_counts():
+        for cores in core_counts():
             runners[kind, cores] = _onnx_runner(open_session(file, cores), inputs)
     threads_before = torch.get_num_threads()
     turns = time_in_turn(runners, ROUNDS, TURN_SECONDS, "timing")
@@ -107,7 +107,8 @@ def _arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
-def _core_counts() -> list[int]:
+def core_counts() -> list[int]:
+    """The numbers of CPU cores that are timed: one, and two where there are two."""
     return [cores for cores in (1, 2) if cores <= (os.cpu_count() or 1)]
 
 
@@ -115,17 +116,21 @@ def _timed_length(module: ExportModule) -> int:
     return min(TIMED_LENGTH, module.model.config.max_position_embeddings)
 
 
+def weight_bytes(model_dir: Path) -> int:
+    """The size of the weights of a model directory."""
+    return sum(file.stat().st_size for file in model_dir.iterdir() if file.suffix in (".safetensors", ".bin"))
+
+
 def result_table(model_dir: Path, files: dict[str, Path], differences: dict[str, Difference], seconds: Seconds) -> str:
     """Size, difference and milliseconds of PyTorch and of each exported file as Markdown."""
-    core_counts = _core_counts()
-    weights = sum(file.stat().st_size for file in model_dir.iterdir() if file.suffix in (".safetensors", ".bin"))
-    core_headers = [f"{cores} core{'s' * (cores > 1)}" for cores in core_counts]
+    counts = core_counts()
+    core_headers = [f"{cores} core{'s' * (cores > 1)}" for cores in counts]
     rows = [["Runtime", "File", "Size", "Largest difference", "Mean difference", *core_headers]]
-    times = [f"{seconds['PyTorch', cores] * 1e3:.1f} ms" for cores in core_counts]
-    rows.append(["PyTorch float32", "weights", f"{weights / 1e6:.1f} MB", "–", "–", *times])
+    times = [f"{seconds['PyTorch', cores] * 1e3:.1f} ms" for cores in counts]
+    rows.append(["PyTorch float32", "weights", f"{weight_bytes(model_dir) / 1e6:.1f} MB", "–", "–", *times])
     for kind, file in files.items():
         size, found = file.stat().st_size, differences[kind]
-        times = [f"{seconds[kind, cores] * 1e3:.1f} ms" for cores in core_counts]
+        times = [f"{seconds[kind, cores] * 1e3:.1f} ms" for cores in counts]
         cells = [f"{size / 1e6:.1f} MB", f"{found.largest:.1e}", f"{found.mean:.1e}"]
         rows.append([f"onnxruntime {kind}", file.name, *cells, *times])
     return markdown_table(rows)

@@ -116,3 +116,15 @@ def quantise(source: Path, target: Path) -> None:
     model = onnx.load(source)
     del model.graph.value_info[:]  # stored shapes, which onnxruntime 1.23 compares with the weights that it transposes
     quantize_dynamic(model, str(target), per_channel=True, reduce_range=True)
+
+
+def add_metadata(path: Path, module: ExportModule) -> None:
+    """Notes in an ONNX file what it takes, and what it was made for and compared with: ``input_shapes``, ``opset``, ``onnxruntime``."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    shapes = f"batch x length, both free, length at most {module.model.config.max_position_embeddings}"
+    onnx.helper.set_model_props(model, {"input_shapes": shapes, "opset": str(opset), "onnxruntime": onnxruntime.__version__})
+    onnx.save(model, path)

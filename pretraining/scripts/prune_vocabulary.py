@@ -5,7 +5,8 @@
 
 The first line prunes a finished model, the second a teacher and the config of a student before distillation. All models must have the
 same vocabulary. Each result is a model directory that loads as before. On a text whose tokens were all kept, it computes the same numbers.
-A word whose token was removed becomes smaller pieces or [UNK]: the table at the end says how many.
+A word whose token was removed becomes smaller pieces or [UNK]: the table at the end says how many. --task scores fine-tuned models on the
+dev set before and after.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pretraining.utils import ArgumentParser, UserError, positive_int, run_scrip
 if TYPE_CHECKING:
     import numpy as np
 
+    from finetuning.deployment import DevSet
     from pretraining.exporting.pruning import Model
 
 
@@ -46,6 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     needed = needed_tokens(tokenizer).union(*(model.token_ids for model in models))
     check_sizes(args.keep, models, len(tokenizer), len(needed))
 
+    dev_sets = load_dev_sets(args, directories, tokenizer)
+
     before = count_tokens(tokenizer, args.texts, "counting tokens")
     if not before.any():
         raise UserError(f"{args.texts[0]}: has no text; give texts like those the model will read")
@@ -61,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{model_table(models, targets, parameters)}\n")
     unknown = before[:, tokenizer.unk_token_id], after[:, pruned.unk_token_id]
     print(text_table([text.name for text in args.texts], (before.sum(1), after.sum(1)), unknown))
+    if dev_sets:
+        print(f"\n{task_table(args, dev_sets, targets, pruned)}")
     print(f"\nkept: {len(kept):,} of {len(tokenizer):,} tokens, {len(needed)} of them needed at any count")
     for target in targets.values():
         print(f"written: {target}")
@@ -74,7 +80,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     how_many.add_argument("--keep", type=positive_int, help="keep this many tokens, the most frequent ones; fewer if fewer occur")
     how_many.add_argument("--min_count", type=positive_int, help="keep the tokens that occur this often or more")
     parser.add_argument("--output_dir", type=Path, nargs="+", metavar="PATH", help="a place for each MODEL; default: MODEL-pruned")
-    return parser.parse_args(argv)
+    parser.add_argument("--task", help="score all models on the dev set of this task before and after: they were fine-tuned on it")
+    parser.add_argument("--data_dir", help="the directory with the files of --task; default for a JSON file of your own: its directory")
+    args = parser.parse_args(argv)
+    if args.data_dir and not args.task:
+        raise UserError("--data_dir: is for --task; name the task too")
+    return args
 
 
 def output_paths(models: list[Path], given: list[Path] | None) -> list[Path]:
@@ -135,6 +146,32 @@ def check_sizes(keep: int | None, models: "list[Model]", tokens: int, needed: in
             raise UserError(f"{model.directory}: vocab.txt has {tokens} tokens, the model {model.vocab_size}")
     if keep is not None and not needed < keep < tokens:
         raise UserError(f"--keep {keep}: must be more than the {needed} tokens that are always kept, and fewer than all {tokens:,}")
+
+
+def load_dev_sets(args: argparse.Namespace, directories: list[Path], tokenizer: Any) -> "dict[Path, DevSet]":
+    """The dev set of ``--task`` for each model; none without a task."""
+    if not args.task:
+        return {}
+    from finetuning.deployment import load_dev_set
+
+    return {directory: load_dev_set(args.task, args.data_dir, directory, tokenizer) for directory in directories}
+
+
+def task_table(args: argparse.Namespace, dev_sets: "dict[Path, DevSet]", targets: dict[Path, Path], pruned: Any) -> str:
+    """The metrics of each model before and after, in percent, as Markdown.
+
+    Args:
+        pruned: the new tokenizer.
+    """
+    from finetuning.deployment import dev_metrics, load_dev_set
+
+    rows = []
+    for directory, dev in dev_sets.items():
+        before = dev_metrics(dev, directory)
+        after = dev_metrics(load_dev_set(args.task, args.data_dir, targets[directory], pruned), targets[directory])
+        rows.append([str(directory), *(f"{value[name]:.2f}" for name in before for value in (before, after))])
+    header = [f"{dev.task.name} dev", *(f"{name} {when}" for name in before for when in ("before", "after"))]
+    return markdown_table([header, *rows])
 
 
 def model_table(models: "list[Model]", targets: dict[Path, Path], parameters: dict[Path, int]) -> str:
