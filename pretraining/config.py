@@ -9,7 +9,17 @@ from typing import Any, Literal
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from pretraining.utils import OneLineErrors, UserError, non_negative_int, positive_float, positive_int, random_seed, sequence_length, share
+from pretraining.utils import (
+    OneLineErrors,
+    UserError,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    random_seed,
+    sequence_length,
+    share,
+)
 
 # Arguments that a resumed run may change: they say where and how, not what is computed. The identity of a run compares the files
 # that the paths name (checkpoint.run_identity).
@@ -66,6 +76,12 @@ class TrainingArguments:
         default_factory=list, help="names from matches.py: which layers of the student learn from which of the teacher"
     )
     temperature: float = argument(default=8.0, help="divides both models' logits in the distillation loss")
+    kd_weight: float = argument(
+        default=1.0, help="weight of the loss on the teacher's soft labels; 0: none, and the teacher needs no masked-LM head"
+    )
+    hard_label_weight: float = argument(
+        default=0.0, help="weight of masked-LM on the true tokens, beside the teacher; without a teacher it is the only loss"
+    )
     output_encoded_layers: bool = argument(
         default=True, help="false: the models return no hidden states, so only logits (and attentions) can be matched"
     )
@@ -142,6 +158,10 @@ class TrainingArguments:
             raise UserError("--fp16 and --bf16 exclude each other; choose one")
         if self.matches and not self.teacher_name_or_path:
             raise UserError("--matches needs a teacher: give --teacher_name_or_path")
+        if not self.teacher_name_or_path and (self.kd_weight != 1 or self.hard_label_weight != 0):
+            raise UserError("--kd_weight and --hard_label_weight need a teacher: without one masked-LM is the only loss")
+        if self.do_train and self.teacher_name_or_path and not (self.kd_weight or self.hard_label_weight or self.matches):
+            raise UserError("--kd_weight 0: there is no loss; give --matches, --hard_label_weight or a teacher's soft labels")
         if self.do_eval and not self.do_train and not (self.student_pretrained_weights or self.resume_from_checkpoint):
             raise UserError("--do_eval alone needs a model: give --student_pretrained_weights or --resume_from_checkpoint")
         if not self.tokenizer_directory:
@@ -155,6 +175,8 @@ class TrainingArguments:
 # The argument types that are stricter than the fields' Python types.
 ARGUMENT_TYPES: dict[str, Callable[[str], Any]] = {
     "temperature": positive_float,
+    "kd_weight": non_negative_float,
+    "hard_label_weight": non_negative_float,
     "max_seq_length": sequence_length,
     "preprocessing_num_workers": positive_int,
     "mlm_probability": share,

@@ -145,6 +145,11 @@ def positive_float(text: str) -> float:
     return _checked(text, float, lambda value: 0 < value < math.inf, "must be a number above 0")
 
 
+def non_negative_float(text: str) -> float:
+    """A finite number, 0 or above."""
+    return _checked(text, float, lambda value: 0 <= value < math.inf, "must be a number, 0 or above")
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     return _checked(text, float, lambda value: 0 <= value <= 1, "must be a number from 0 to 1")

@@ -153,8 +153,16 @@ def _raise_first_error(run: Run) -> None:
         return
     for path in (run.folder / "progress").glob("?????"):
         note = _read_note(path)
-        if note and not Path("/proc", str(note["pid"])).exists() and not (run.folder / "completions" / path.name).exists():
+        if note and not _is_process(note["pid"]) and not (run.folder / "completions" / path.name).exists():
             raise UserError(f"worker process {note['pid']} was killed; out of memory? Run again, perhaps with fewer --workers")
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:

@@ -94,7 +94,9 @@ def check_length(args: TrainingArguments, student: BertConfig, teacher: BertConf
 def _check_vocabularies(args: TrainingArguments, tokenizer: Any, student: BertConfig, teacher: BertConfig | None) -> None:
     if student.vocab_size < len(tokenizer):
         raise UserError(f"{args.student_config}: vocab_size is {student.vocab_size}, but the vocabulary has {len(tokenizer)} tokens")
-    if teacher and teacher.vocab_size != student.vocab_size:
+    if teacher and teacher.vocab_size < len(tokenizer):
+        raise UserError(f"{args.teacher_name_or_path}: vocab_size is {teacher.vocab_size}, but the vocabulary has {len(tokenizer)} tokens")
+    if teacher and args.kd_weight and teacher.vocab_size != student.vocab_size:
         raise UserError(
             f"{args.student_config}: the vocabularies differ: vocab_size is {student.vocab_size}, the teacher's {teacher.vocab_size}"
         )
@@ -138,6 +140,7 @@ def forward_passes(args: TrainingArguments, plan: ModelPlan, device: torch.devic
         half_dtype(args),
         args.train_batch_size,
         args.mlm_probability,
+        args.hard_label_weight > 0,
     )
     return args.train_batch_size // size
 

@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM
 from pretraining.config import TrainingArguments
 from pretraining.corpus.batches import TrainingBatches
 from pretraining.distillation.cpu import onednn_is_exact, onednn_products
-from pretraining.distillation.losses import hard_label_adaptor, kd_ce_loss, masked_lm_adaptor
+from pretraining.distillation.losses import kd_ce_loss, masked_lm_adaptor
 from pretraining.distillation.modeling import flops_utilization, half_dtype, masked_lm_outputs, training_flops_per_sample
 from pretraining.distillation.relations import SelfAttentionStates
 from pretraining.distillation.signals import StopRequest, exit_stopped
@@ -46,6 +46,7 @@ class DistillationStep(nn.Module):
         intermediate_matches: from ``matches.get_matches``.
         compute_loss: TextBrewer's, from the adaptors' results of student and teacher to the total loss and its terms.
         half: the dtype of the student's autocast; None computes in float32.
+        soft_labels, hard_labels: the student learns the teacher's predictions; the true tokens.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class DistillationStep(nn.Module):
         intermediate_matches: list[dict],
         compute_loss: ComputeLoss,
         half: torch.dtype | None,
+        soft_labels: bool,
+        hard_labels: bool,
     ):
         super().__init__()
         self.student, self.projections = student, nn.ModuleList(projections)
         self.frozen = {"teacher": teacher}  # a dict hides the teacher from nn.Module
         self.compute_loss, self.autocast_dtype = compute_loss, half
-        self.adaptor = hard_label_adaptor if teacher is None else masked_lm_adaptor
+        self.soft_labels, self.hard_labels = soft_labels, hard_labels
         self.teacher_layers = matched_layers(intermediate_matches, "layer_T")
         self.student_layers = matched_layers(intermediate_matches, "layer_S")
         self.student_states = SelfAttentionStates(student, self.student_layers)
@@ -72,11 +75,13 @@ class DistillationStep(nn.Module):
         teacher, results_T = self.frozen["teacher"], {}
         if teacher is not None and self.teacher_states is not None:
             with torch.no_grad():
-                results_T = masked_lm_adaptor(batch, matched_outputs(teacher, batch, self.teacher_layers))
+                outputs_T = matched_outputs(teacher, batch, self.teacher_layers, self.soft_labels)
+                results_T = masked_lm_adaptor(batch, outputs_T, soft_labels=self.soft_labels, hard_labels=False)
             results_T |= self.teacher_states.take(batch)
         dtype = self.autocast_dtype
         with torch.autocast(batch["input_ids"].device.type, dtype, enabled=dtype is not None):
-            results_S = self.adaptor(batch, matched_outputs(self.student, batch, self.student_layers))
+            outputs_S = matched_outputs(self.student, batch, self.student_layers, self.soft_labels or self.hard_labels)
+            results_S = masked_lm_adaptor(batch, outputs_S, soft_labels=self.soft_labels, hard_labels=self.hard_labels)
             return self.compute_loss({**results_S, **self.student_states.take(batch)}, results_T)
 
     def compile_all(self) -> None:
@@ -86,7 +91,7 @@ class DistillationStep(nn.Module):
         for model, layers in ((self.frozen["teacher"], self.teacher_layers), (self.student, self.student_layers)):
             if model is not None:
                 with torch.no_grad():  # transformers adds hooks to its layers in the first forward pass, which would break the graph
-                    matched_outputs(model, nothing, layers)
+                    matched_outputs(model, nothing, layers, logits=True)
         for states in (self.student_states, self.teacher_states):
             if states is not None:
                 states.take(nothing)
@@ -101,9 +106,10 @@ def matched_layers(intermediate_matches: list[dict], key: str) -> dict[str, set[
     return layers
 
 
-def matched_outputs(model: BertForMaskedLM, batch: Batch, layers: dict[str, set[int]]) -> Any:
+def matched_outputs(model: BertForMaskedLM, batch: Batch, layers: dict[str, set[int]], logits: bool) -> Any:
     """The outputs of a model with only the matched layers; a layer that is not matched is None, so that its memory is freed."""
-    outputs = masked_lm_outputs(model, batch, hidden_states=bool(layers["hidden"]), attentions=bool(layers["attention"]))
+    wanted = {"hidden_states": bool(layers["hidden"]), "attentions": bool(layers["attention"]), "logits": logits}
+    outputs = masked_lm_outputs(model, batch, **wanted)
     for name, feature in (("hidden_states", "hidden"), ("attentions", "attention")):
         if layers[feature]:
             outputs[name] = tuple(tensor if index in layers[feature] else None for index, tensor in enumerate(outputs[name]))
@@ -142,28 +148,32 @@ class Distiller(GeneralDistiller):
         compiled: bool = False,
         batches: TrainingBatches | None = None,
     ):
+        kd_weight, hard_label_weight = (0, 1) if teacher is None else (args.kd_weight, args.hard_label_weight)
+        weights = {"kd_loss_weight": kd_weight, "hard_label_weight": hard_label_weight}
         super().__init__(
             TrainingConfig(output_dir=args.output_dir, device=device, local_rank=-1 if world_size == 1 else rank),
-            DistillationConfig(
-                temperature=args.temperature, intermediate_matches=intermediate_matches, hard_label_weight=1 if teacher is None else 0
-            ),
+            DistillationConfig(temperature=args.temperature, intermediate_matches=intermediate_matches, **weights),
             teacher,
             student,
             masked_lm_adaptor,
-            hard_label_adaptor if teacher is None else masked_lm_adaptor,
+            masked_lm_adaptor,
         )
         self.kd_loss = kd_ce_loss
         self.args, self.device, self.batches = args, device, batches
         self.rank, self.world_size, self.forward_passes = rank, world_size, forward_passes
         half = half_dtype(args)
         projections = [projection for projection in self.projs if projection is not None]
-        self.module = DistillationStep(student, teacher, projections, intermediate_matches, self.compute_loss, half)
+        labels = {"soft_labels": kd_weight > 0, "hard_labels": hard_label_weight > 0}
+        self.module = DistillationStep(student, teacher, projections, intermediate_matches, self.compute_loss, half, **labels)
         if compiled:
             self.module.compile_all()
         self.parallel: nn.Module = self.module
         if world_size > 1:
             device_ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.module, device_ids=device_ids, forward_sync_buffers=False)
+            unused = not any(labels.values())  # the head, and what comes after the last matched states
+            self.parallel = DistributedDataParallel(
+                self.module, device_ids=device_ids, forward_sync_buffers=False, find_unused_parameters=unused
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.fp16)
         uses_onednn = device.type == "cpu" and args.cpu_kernels and half is None and onednn_is_exact()
         self.float32_products: Callable[[], AbstractContextManager] = onednn_products if uses_onednn else nullcontext

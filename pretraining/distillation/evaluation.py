@@ -69,8 +69,12 @@ def loss_hits_tokens(model: BertForMaskedLM, batch: dict[str, torch.Tensor]) -> 
 
 
 def evaluate_run(run: Run, student: BertForMaskedLM, teacher: BertForMaskedLM | None, dataset: Any) -> None:
-    """Evaluates student and teacher after a run, prints the results and writes them to ``output_dir/eval.json``."""
+    """Evaluates student and teacher after a run, prints the results and writes them to ``output_dir/eval.json``.
+
+    A teacher without soft labels is not evaluated: it may have no masked-LM head.
+    """
     args = run.args
+    teacher = teacher if args.kd_weight else None
     if teacher is not None and args.teacher_name_or_path and teacher.dtype != torch.float32:  # training rounded its weights
         teacher = load_masked_lm(args.teacher_name_or_path, "the teacher")
     models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}

@@ -65,18 +65,20 @@ def masked_lm_loss(student: PickedLogits, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(student.logits.float(), labels, ignore_index=-100, reduction="sum") / student.denominator
 
 
-def masked_lm_adaptor(batch: dict[str, torch.Tensor], outputs: Any) -> dict[str, Any]:
-    """The adaptor of student and teacher; match losses are means over all positions, as in the published recipe."""
-    return {"logits": [_picked_logits(batch, outputs)], "hidden": outputs.hidden_states, "attention": outputs.attentions}
+def masked_lm_adaptor(batch: dict[str, torch.Tensor], outputs: Any, *, soft_labels: bool, hard_labels: bool) -> dict[str, Any]:
+    """The adaptor of student and teacher; match losses are means over all positions, as in the published recipe.
 
-
-def hard_label_adaptor(batch: dict[str, torch.Tensor], outputs: Any) -> dict[str, Any]:
-    """The adaptor of a student without a teacher: masked-LM is its only loss."""
-    return {"losses": [masked_lm_loss(_picked_logits(batch, outputs), batch["labels"].flatten())]}
-
-
-def _picked_logits(batch: dict[str, torch.Tensor], outputs: Any) -> PickedLogits:
-    return PickedLogits(outputs.logits, batch["labels"].flatten() >= 0, batch["mean_masked"])
+    Args:
+        soft_labels: the logits of student and teacher are compared.
+        hard_labels: for the student: the loss on the true tokens is added.
+    """
+    results = {"hidden": outputs.hidden_states, "attention": outputs.attentions}
+    if soft_labels or hard_labels:
+        labels = batch["labels"].flatten()
+        picked = PickedLogits(outputs.logits, labels >= 0, batch["mean_masked"])
+        results |= {"logits": [picked]} if soft_labels else {}
+        results |= {"losses": [masked_lm_loss(picked, labels)]} if hard_labels else {}
+    return results
 
 
 # ---------------------------------------------------------------- fine-tuning

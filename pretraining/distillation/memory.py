@@ -22,6 +22,7 @@ def largest_forward_batch(
     half: Any,
     train_batch_size: int,
     mlm_probability: float = 0.15,
+    hard_labels: bool = False,
 ) -> int:
     """The largest divisor of ``train_batch_size`` whose training step fits the card; 1 if none fits.
 
@@ -34,10 +35,11 @@ def largest_forward_batch(
         length: tokens of a sample.
         half: the 16-bit dtype of the step (``modeling.half_dtype``); None in float32.
         train_batch_size: samples of an optimizer step and process.
+        hard_labels: the student also learns the true tokens, beside a teacher.
     """
     for size in range(train_batch_size, 1, -1):
         if train_batch_size % size == 0:
-            step = step_bytes(student, teacher, matches, length, half, size, mlm_probability)
+            step = step_bytes(student, teacher, matches, length, half, size, mlm_probability, hard_labels)
             if card_bytes(step, student) <= total_bytes:
                 return size
     return 1
@@ -50,7 +52,14 @@ def card_bytes(step: int, student: Any) -> int:
 
 
 def step_bytes(
-    student: Any, teacher: Any, matches: list[dict], length: int, half: Any, batch_size: int, mlm_probability: float = 0.15
+    student: Any,
+    teacher: Any,
+    matches: list[dict],
+    length: int,
+    half: Any,
+    batch_size: int,
+    mlm_probability: float = 0.15,
+    hard_labels: bool = False,
 ) -> int:
     """Bytes of all tensors at the peak of an eager training step; arguments as :func:`largest_forward_batch`."""
     masked = max(1, round(mlm_probability * length))
@@ -63,6 +72,7 @@ def step_bytes(
         return fixed + batch_size * (layers + embeddings + 12 * logits)
     fixed += width * parameter_count(teacher)
     kept, compared = match_bytes(student, teacher, matches, length, half)
+    kept += (8 if half else 4) * logits if hard_labels else 0  # log-probabilities, and the logits in float32
     loss_of_logits = (2 * width + 20) * logits + kept  # both models' logits, then five float arrays
     loss_of_states = (2 * width + 8) * logits + kept + compared  # targets and log-probabilities are kept for the backward pass
     chunk = 16 * RELATION_CHUNK if layers_of(matches, "query") else 0  # scores and relations of both models, in float32

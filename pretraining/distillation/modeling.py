@@ -29,7 +29,9 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hidden_states: bool = False, attentions: bool = False) -> Any:
+def masked_lm_outputs(
+    model: BertForMaskedLM, batch: dict[str, torch.Tensor], hidden_states: bool = False, attentions: bool = False, logits: bool = True
+) -> Any:
     """Runs the encoder over the whole batch and the vocabulary head only over the masked positions.
 
     Args:
@@ -37,7 +39,7 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
             ``attention_mask`` (batch, length) int64.
 
     Returns:
-        a MaskedLMOutput with ``logits`` (batch * max_masked, vocabulary); if asked for, ``hidden_states`` (layers + 1 of (batch, length, hidden)) and
+        a MaskedLMOutput with, if asked for, ``logits`` (batch * max_masked, vocabulary), ``hidden_states`` (layers + 1 of (batch, length, hidden)) and
         ``attentions`` (layers of (batch, heads, length, length)).
     """
     encoded = model.bert(
@@ -47,6 +49,8 @@ def masked_lm_outputs(model: BertForMaskedLM, batch: dict[str, torch.Tensor], hi
         output_hidden_states=hidden_states,
         output_attentions=attentions,
     )
+    if not logits:
+        return MaskedLMOutput(hidden_states=encoded.hidden_states, attentions=encoded.attentions)
     states = encoded.last_hidden_state
     picked = states.gather(1, batch["masked_positions"].unsqueeze(-1).expand(-1, -1, states.size(-1)))
     return MaskedLMOutput(logits=model.cls(picked.flatten(0, 1)), hidden_states=encoded.hidden_states, attentions=encoded.attentions)
@@ -153,14 +157,16 @@ def load_model(
     model, missing = load_reporting_missing(model_class, directory, what, attentions=attentions, **options)
     needed = [name for name in missing if not name.startswith(optional)] if optional else missing
     if needed:
-        raise UserError(f"{directory}: the weights of {what} lack {len(needed)} tensors or have them in another shape, first {needed[0]}")
+        lacking = f"the weights of {what} lack {len(needed)} tensors or have them in another shape, first {needed[0]}"
+        advice = "; without soft labels (--kd_weight 0) a teacher needs no masked-LM head" if what == "the teacher" else ""
+        raise UserError(f"{directory}: {lacking}{advice if needed[0].startswith('cls.') else ''}")
     return model
 
 
-def load_masked_lm(directory: str | Path, what: str, attentions: bool = False) -> BertForMaskedLM:
-    """Loads a model with its masked-LM head."""
+def load_masked_lm(directory: str | Path, what: str, attentions: bool = False, needs_head: bool = True) -> BertForMaskedLM:
+    """Loads a model with its masked-LM head; if that is not needed and missing, it is random."""
     config = read_config(Path(directory) / "config.json", f"the config of {what}")
-    return load_model(BertForMaskedLM, directory, what, config=config, attentions=attentions)
+    return load_model(BertForMaskedLM, directory, what, config=config, attentions=attentions, optional=() if needs_head else ("cls.",))
 
 
 def build_student(config: BertConfig, weights: str | Path | None, attentions: bool = False) -> BertForMaskedLM:

@@ -27,8 +27,9 @@ def load_models(args: TrainingArguments, plan: ModelPlan, checkpoint: Path | Non
     """The student, with the weights of the checkpoint if there is one, and the teacher; both in float32 on the CPU."""
     torch.manual_seed(args.random_seed)
     student = build_student(plan.student, checkpoint or args.student_pretrained_weights, plan.needs_attentions)
-    teacher = load_masked_lm(args.teacher_name_or_path, "the teacher", plan.needs_attentions) if args.teacher_name_or_path else None
-    return student, teacher
+    if not args.teacher_name_or_path:
+        return student, None
+    return student, load_masked_lm(args.teacher_name_or_path, "the teacher", plan.needs_attentions, needs_head=args.kd_weight > 0)
 
 
 def announce(run: Run, plan: ModelPlan, student: BertForMaskedLM) -> None:

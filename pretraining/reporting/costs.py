@@ -41,10 +41,9 @@ class Training(NamedTuple):
     has_first_weights: bool
 
     def largest_forward_batch(self, card: Card) -> int:
-        half, length = half_dtype(self.args), self.args.max_seq_length
-        return largest_forward_batch(
-            card.memory, self.student, self.teacher, self.matches, length, half, self.args.train_batch_size, self.args.mlm_probability
-        )
+        args = self.args
+        half, sizes = half_dtype(args), (args.train_batch_size, args.mlm_probability, args.hard_label_weight > 0)
+        return largest_forward_batch(card.memory, self.student, self.teacher, self.matches, args.max_seq_length, half, *sizes)
 
     def flops_per_sample(self) -> float:
         args = self.args

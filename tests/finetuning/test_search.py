@@ -191,6 +191,7 @@ run_script(lambda: jobs.run_side_by_side({given}, 2, []))
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path)
     children = [int(parent.stdout.readline()) for _ in range(2)]
     while not all((tmp_path / name).is_file() and (tmp_path / name).stat().st_size for name in "ab"):
+        assert parent.poll() is None
         time.sleep(0.01)
     parent.send_signal(number)
     assert parent.wait(60) == status

@@ -36,6 +36,8 @@ MATCHES = {
     "hidden_mse": (32, match("hidden_mse", ENDS)),
     "hidden_mse with projection": (16, match("hidden_mse", ENDS, proj=(16, 32))),
     "mmd": (16, match("mmd", TWICE)),
+    "cos": (32, match("cos", ENDS)),
+    "cos with projection": (16, match("cos", ENDS, proj=(16, 32))),
     "gram": (32, match("gram", TWICE)),
     "gram with projection": (16, match("gram", TWICE, proj=(16, 32))),
     **{loss: (16, match(loss, [(0, 1, 1), (1, 3, 2)], "attention")) for loss in ("attention_mse", "attention_ce")},
@@ -70,17 +72,27 @@ def prepared_distiller(args: TrainingArguments, student, teacher, intermediate_m
     return Distiller(args, student, teacher, intermediate_matches, CPU, compiled=compiled)
 
 
-def both_distillers(student, teacher, intermediate_matches: list[dict], output_dir) -> tuple[GeneralDistiller, Distiller]:
+def both_distillers(
+    student, teacher, intermediate_matches: list[dict], output_dir, kd_weight: float = 1.0, hard_label_weight: float = 0.0
+) -> tuple[GeneralDistiller, Distiller]:
     """Stock and own distiller with copies of the same student and the same projections."""
+    weights = {"kd_weight": kd_weight, "hard_label_weight": hard_label_weight}
     stock = GeneralDistiller(
         TrainingConfig(output_dir=str(output_dir), device=CPU),
-        DistillationConfig(temperature=8, intermediate_matches=copy.deepcopy(intermediate_matches)),
+        DistillationConfig(
+            temperature=8,
+            intermediate_matches=copy.deepcopy(intermediate_matches),
+            kd_loss_weight=kd_weight,
+            hard_label_weight=hard_label_weight,
+        ),
         teacher,
         copy.deepcopy(student),
         tiny.stock_adaptor,
-        tiny.stock_adaptor,
+        (lambda batch, outputs: {**tiny.stock_adaptor(batch, outputs), "losses": [outputs.loss]})
+        if hard_label_weight
+        else tiny.stock_adaptor,
     )
-    args = TrainingArguments(student_config="", output_dir=str(output_dir), teacher_name_or_path="", temperature=8)
+    args = TrainingArguments(student_config="", output_dir=str(output_dir), teacher_name_or_path="", temperature=8, **weights)
     own = prepared_distiller(args, copy.deepcopy(student), teacher, copy.deepcopy(intermediate_matches))
     for theirs, ours in zip(stock.projs, own.projs):
         if theirs is not None:
@@ -130,6 +142,30 @@ def test_loss_and_gradients_equal_stock_textbrewer(name, rows, batches, corpus, 
         assert terms[term].item() == pytest.approx(value.item(), rel=1e-5), term
     assert_same_gradients(gradients(own), gradients(stock))
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("rows", ["full rows", "a short row"])
+@pytest.mark.parametrize(("kd_weight", "hard_label_weight"), [(1.0, 2.0), (5.0, 0.5), (0.5, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_weights_of_soft_and_hard_labels_equal_stock_textbrewer(kd_weight, hard_label_weight, rows, batches, corpus, tmp_path):
+    """A term of weight 0 is not computed; stock TextBrewer computes the soft labels and multiplies them by 0."""
+    hidden, intermediate_matches = MATCHES["hidden_mse with projection"]
+    teacher = tiny.model(tiny.config(len(corpus.tokenizer), 4, 32, 4), seed=1)
+    student = tiny.model(tiny.config(len(corpus.tokenizer), 2, hidden, 4), seed=2)
+    stock, own = both_distillers(student, teacher, intermediate_matches, tmp_path, kd_weight, hard_label_weight)
+    expected, expected_terms = stock.train_on_batch(tiny.full_batch(batches[rows]), {"output_hidden_states": True})
+    expected.backward()
+    batch = dict(batches[rows])
+    UpcomingStep([batch]).wait()
+    loss, terms = own.loss(batch)
+    loss.backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    wanted = {name for name in expected_terms if kd_weight or name != "unweighted_kd_loss"}
+    assert terms.keys() == wanted and ("unweighted_hard_label_loss" in terms) == (hard_label_weight > 0)
+    for term in wanted:
+        assert terms[term].item() == pytest.approx(expected_terms[term].item(), rel=1e-5), term
+    ours = {name: torch.zeros(()) if gradient is None else gradient for name, gradient in gradients(own).items()}
+    assert_same_gradients(ours, gradients(stock))
 
 
 @pytest.mark.parametrize("rows", ["full rows", "a short row"])

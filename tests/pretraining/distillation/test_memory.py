@@ -42,11 +42,12 @@ OTHERS = {
 BF16 = torch.bfloat16
 
 
-def formula_over_trace(stage: Stage, half: torch.dtype | None, batch_size: int, length: int) -> float:
+def formula_over_trace(stage: Stage, half: torch.dtype | None, batch_size: int, length: int, hard_label_weight: float = 0.0) -> float:
     student, teacher, matches = stage.arguments()
-    args = TrainingArguments(student_config="", output_dir="", max_seq_length=length, bf16=half is not None)
+    weights = {"hard_label_weight": hard_label_weight}
+    args = TrainingArguments(student_config="", output_dir="", max_seq_length=length, bf16=half is not None, **weights)
     peak = trace_step(args, student, teacher, matches, batch_size).peak
-    return step_bytes(student, teacher, matches, length, half, batch_size) / peak
+    return step_bytes(student, teacher, matches, length, half, batch_size, hard_labels=hard_label_weight > 0) / peak
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
@@ -60,6 +61,13 @@ def test_the_formula_agrees_with_the_traced_step(stage: Stage):
 @pytest.mark.parametrize("stage", {**STAGES, **OTHERS}.values(), ids={**STAGES, **OTHERS})
 def test_the_formula_agrees_with_the_traced_step_at_other_sizes(stage: Stage, half, batch_size: int, length: int):
     assert 0.97 < formula_over_trace(stage, half, batch_size, length) < 1.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [BF16, None])
+@pytest.mark.parametrize("stage", ["assistant", "h256", "rbt4"])
+def test_the_formula_agrees_with_the_traced_step_with_hard_labels(stage: str, half):
+    assert 0.97 < formula_over_trace(STAGES[stage], half, 64, 512, hard_label_weight=1.0) < 1.15
 
 
 @pytest.mark.parametrize("name", CONFIGS)

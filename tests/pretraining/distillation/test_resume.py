@@ -139,7 +139,7 @@ def test_killed_without_projections_or_teacher_and_resumed(corpus, tmp_path):
 
 
 def test_killed_with_relations_and_resumed(corpus, tmp_path):
-    changes = {"matches": "L2h16_L4h32_relation"}
+    changes = {"matches": "L2h16_L4h32_relation", "kd_weight": 0}
     tiny.run_train(corpus.arguments(tmp_path / "whole", **changes))
     arguments = corpus.arguments(tmp_path / "run", resume_from_checkpoint="latest", **changes)
     interrupted_run(arguments, 4, die, Killed)

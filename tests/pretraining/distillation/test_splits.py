@@ -56,6 +56,9 @@ def PLAIN(corpus) -> dict:  # noqa: N802
     return {"teacher_name_or_path": None, "matches": None, "tokenizer": corpus.vocabulary}
 
 
+RELATIONS = {"matches": "L2h16_L4h32_relation", "kd_weight": 0}  # the head and the end of the last layer have no gradient
+
+
 def assert_same_training(directory: Path, whole: Path, first: int = 1) -> None:
     for step in range(first, STEPS + 1):
         assert tiny.largest_difference(directory / f"gs{step}", whole / f"gs{step}") < 1e-5
@@ -78,11 +81,16 @@ def test_the_rows_have_different_numbers_of_masked_tokens(corpus):
     assert len(dataset) < 8 * STEPS  # and an epoch ends in between
 
 
-def test_accumulation_changes_nothing_with_relations(corpus, tmp_path):
-    relations = {"matches": "L2h16_L4h32_relation"}
-    for name, accumulation in (("whole", 1), ("run", 4)):
-        tiny.run_train(arguments(corpus, tmp_path / name, 8, accumulation, **relations))
-    assert_same_training(tmp_path / "run", tmp_path / "whole")
+@pytest.fixture(scope="module")
+def relations(corpus, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("splits") / "relations"
+    tiny.run_train(arguments(corpus, directory, 8, 1, **RELATIONS))
+    return directory
+
+
+def test_accumulation_changes_nothing_with_relations_alone(corpus, relations, tmp_path):
+    tiny.run_train(arguments(corpus, tmp_path / "run", 8, 4, **RELATIONS))
+    assert_same_training(tmp_path / "run", relations)
 
 
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
@@ -163,6 +171,7 @@ def two_processes(corpus, whole, without_teacher, tmp_path_factory) -> dict:
         "two by two": arguments(corpus, home / "two by two", 4, 2, data_cache_dir=fresh, do_eval="true"),
         "two by one": arguments(corpus, home / "two by one", 4, 1),
         "masked-lm": arguments(corpus, home / "masked-lm", 4, 2, **PLAIN(corpus)),
+        "relations": arguments(corpus, home / "relations", 4, 2, **RELATIONS),
         "resumed": arguments(corpus, interrupted, 4, 4, resume_from_checkpoint="latest"),
         "stopped": arguments(corpus, home / "stopped", 4, 2, ckpt_steps=STEPS),
         "stopped at the end": arguments(corpus, home / "stopped at the end", 4, 2, do_eval="true"),
@@ -185,11 +194,11 @@ def two_processes(corpus, whole, without_teacher, tmp_path_factory) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["two by two", "two by one", "masked-lm", "resumed"])
-def test_two_processes_train_the_same_model(name, two_processes, whole, without_teacher):
+@pytest.mark.parametrize("name", ["two by two", "two by one", "masked-lm", "relations", "resumed"])
+def test_two_processes_train_the_same_model(name, two_processes, whole, without_teacher, relations):
     directory, ended, _ = two_processes[name]
     assert ended == ("finished", "finished")
-    assert_same_training(directory, without_teacher if name == "masked-lm" else whole)
+    assert_same_training(directory, {"masked-lm": without_teacher, "relations": relations}.get(name, whole))
 
 
 @pytest.mark.slow
