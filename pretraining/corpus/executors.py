@@ -237,6 +237,7 @@ def _is_in_queue(name: str) -> bool:
 
 
 def _start_ray(step: Any, executor: Executor, lines: int) -> Run:
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else datatrove's thread starts another Ray while the command ends after an error
     import ray
     from datatrove.executor import RayPipelineExecutor
 

@@ -104,7 +104,7 @@ class TwoNodes:
 
     def jobs(self) -> list[str]:
         """The numbers of the jobs that wait or run."""
-        return self.run("squeue", "--noheader", "--format", "%i").split()
+        return sorted(set(self.run("squeue", "--noheader", "--format", "%F").split()))  # of an array, its one number
 
     def end_jobs(self) -> None:
         """Ends all jobs at once and waits until they have gone."""
