@@ -50,6 +50,7 @@ def test_startup_times_every_kind_of_start(capsys: pytest.CaptureFixture):
     assert [line.split(": ")[1].split()[0] for line in lines[:2]] == ["first", "later"] and lines[0].startswith("2 files, 0.002 GB")
 
 
+@pytest.mark.slow
 def test_relations_measures_every_objective(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(relations, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(relations, "VOCABULARY", 300)
