@@ -1,7 +1,6 @@
 """The published recipes as data: checks the settings and every stage, then runs the stages. ``distill.sh`` calls this file.
 
 ``distill.sh`` documents the variables. It hands all of them over as ``--name=value``, and behind ``--`` the words that the user gave.
-A new recipe is one entry of ``RECIPES``.
 """
 
 import os
@@ -342,8 +341,7 @@ def run_stages(settings: Settings, stages: list[Stage], runner: CommandRunner, m
 
 
 def main(argv: list[str] | None = None) -> None:
-    texts = read_texts(argv)
-    settings = read_settings(texts)
+    settings = read_settings(texts := read_texts(argv))
     print(settings_table(settings, texts), flush=True)
     run_recipe(settings)
 
