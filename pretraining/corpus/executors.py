@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -149,12 +150,15 @@ def _raise_first_error(run: Run) -> None:
     for path in sorted((run.folder / "errors").glob("?????")):
         if note := _read_note(path):
             raise UserError(note["line"]) if note["line"] else RuntimeError(f"a worker has failed:\n{note['traceback']}")
-    if run.kind != "local":
-        return
     for path in (run.folder / "progress").glob("?????"):
         note = _read_note(path)
-        if note and not _is_process(note["pid"]) and not (run.folder / "completions" / path.name).exists():
+        if note and run.kind != "slurm" and _is_gone(note) and not (run.folder / "completions" / path.name).exists():
             raise UserError(f"worker process {note['pid']} was killed; out of memory? Run again, perhaps with fewer --workers")
+
+
+def _is_gone(note: dict[str, Any]) -> bool:
+    """Whether a worker of this machine has ended. datatrove waits for ever for one that was killed inside Ray."""
+    return note["host"] == socket.gethostname() and not _is_process(note["pid"])
 
 
 def _is_process(pid: int) -> bool:

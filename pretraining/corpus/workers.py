@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -85,7 +86,7 @@ class Progress:
 
     def note(self) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        _write(self.file, {"lines": self.lines, "pid": os.getpid(), "peak_kilobytes": peak})
+        _write(self.file, {"lines": self.lines, "pid": os.getpid(), "host": socket.gethostname(), "peak_kilobytes": peak})
         self.noted = time.monotonic()
 
 

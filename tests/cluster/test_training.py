@@ -114,7 +114,8 @@ def own_lines(out: Path) -> list[str]:
     return [line for line in lines if line.startswith(("stopped", "error: ", "Traceback"))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=full)])
+@full
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_of_slurm_leaves_a_checkpoint(number, train, cluster, work, undisturbed):
     """SIGUSR1: as ``sbatch --signal=USR1@600`` sends it before the time is over. SIGTERM: scancel."""
     with train() as process:
