@@ -1,11 +1,16 @@
 """Fixtures that several test files share; what they build is in tiny.py."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests import tiny, workplace
+
+# nohup and a shell's background jobs have these ignored, and every process of the tests would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
