@@ -119,7 +119,7 @@ def _wait(run: Run, bar: tqdm) -> None:
     """Shows the progress until all tasks are done; stops all at the first error."""
     is_done = False
     try:
-        while run.is_alive():
+        while run.is_alive() and not _is_complete(run):
             _show_progress(run, bar)
             _raise_first_error(run)
             time.sleep(POLL_SECONDS[run.kind])
@@ -135,6 +135,7 @@ def _wait(run: Run, bar: tqdm) -> None:
     finally:
         if not is_done:
             (run.folder / "stop").touch()
+        if not is_done or run.kind != "slurm":
             run.stop()
 
 
@@ -150,15 +151,22 @@ def _raise_first_error(run: Run) -> None:
     for path in sorted((run.folder / "errors").glob("?????")):
         if note := _read_note(path):
             raise UserError(note["line"]) if note["line"] else RuntimeError(f"a worker has failed:\n{note['traceback']}")
-    for path in (run.folder / "progress").glob("?????"):
-        note = _read_note(path)
-        if note and run.kind != "slurm" and _is_gone(note) and not (run.folder / "completions" / path.name).exists():
-            raise UserError(f"worker process {note['pid']} was killed; out of memory? Run again, perhaps with fewer --workers")
+    gone = [path.name for path in (run.folder / "progress").glob("?????") if run.kind != "slurm" and _is_gone(_read_note(path))]
+    if run.kind == "ray":  # there each task has a process of its own; here a worker lives until all tasks are done
+        gone = [name for name in gone if not (run.folder / "completions" / name).exists()]
+    if gone and not _is_complete(run):
+        pid = (_read_note(run.folder / "progress" / gone[0]) or {}).get("pid", "")
+        raise UserError(f"worker process {pid} was killed; out of memory? Run again, perhaps with fewer --workers")
 
 
-def _is_gone(note: dict[str, Any]) -> bool:
-    """Whether a worker of this machine has ended. datatrove waits for ever for one that was killed inside Ray."""
-    return note["host"] == socket.gethostname() and not _is_process(note["pid"])
+def _is_complete(run: Run) -> bool:
+    """Whether the tasks are done. datatrove may wait for ever for a process that was killed after its last task."""
+    return run.kind != "slurm" and _count(run.folder / "completions") == run.tasks
+
+
+def _is_gone(note: dict[str, Any] | None) -> bool:
+    """Whether a worker of this machine has ended. datatrove waits for ever for one that was killed."""
+    return note is not None and note["host"] == socket.gethostname() and not _is_process(note["pid"])
 
 
 def _is_process(pid: int) -> bool:

@@ -5,14 +5,18 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from pretraining.corpus import executors
 from pretraining.corpus.executors import group_by_size
+from pretraining.utils import UserError
 from tests import tiny, workplace
 
 REFERENCES, SHARDS = "run_chinese_ref.py", "my_datasets.py"
@@ -196,6 +200,21 @@ def test_after_a_kill_nothing_is_left_and_the_same_command_ends_as_if_nothing_ha
     ended = workplace.run_there(command(REFERENCES, "--workers", "2"), place)
     assert ended.status == 0 and made(place) == whole
     assert not list(place.rglob(".workers"))
+
+
+@pytest.mark.parametrize(("kind", "done", "is_lost"), [("local", 1, True), ("local", 2, False), ("ray", 1, False), ("ray", 0, True)])
+def test_a_worker_that_was_killed_between_its_tasks(kind, done, is_lost, tmp_path):
+    """On one machine it may hold the queue, so that no other worker gets a task; in Ray a process ends with its task."""
+    for name in ("progress", "errors", "completions"):
+        (tmp_path / name).mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / "progress" / "00000").write_text(json.dumps({"lines": 1, "pid": ended.pid, "host": socket.gethostname()}))
+    for number in range(done):
+        (tmp_path / "completions" / f"{number:05d}").touch()
+    run = executors.Run(tmp_path, kind, lambda: True, lambda: None, tasks=2)
+    with pytest.raises(UserError, match=f"worker process {ended.pid} was killed") if is_lost else nullcontext():
+        executors._raise_first_error(run)
 
 
 def test_a_job_that_is_still_at_work_is_not_submitted_again(place, tmp_path, capfd, monkeypatch):
