@@ -76,7 +76,7 @@ def test_references(work, at_work):
     tiny.write_text(work / "a.txt", tiny.paragraphs(30000, seed=4), tiny.write_vocabulary(work / "vocabulary"))
     for refs in work.glob("*.refs"):
         refs.unlink()
-    first = at_work(REFS, ".a.refs.partial")
+    first = at_work(REFS, ".a.refs.parts")
     second = Run(REFS, command_line(REFS, overwrite=[]), work, work / "log2")
     assert second.status(60) == 2
     assert_refused(second.log.read_text(), "reference files in .", first.process.pid)
