@@ -1,7 +1,7 @@
 """The search over learning rates: one directory of units for each rate, and the results over all of them.
 
-``learning_rate_RATE/`` in the output directory is an output directory of its own. ``results.json``, ``predictions.json`` and ``model/`` above
-them are made from theirs: the protocol's figure is the best over rates and epoch counts of the mean over the seeds.
+``learning_rate_RATE/`` in the output directory is an output directory of its own. ``results.json``, ``predictions.json`` and ``model/``
+above them are made from theirs: the protocol's figure is the best over rates and epoch counts of the mean over the seeds.
 """
 
 import shutil

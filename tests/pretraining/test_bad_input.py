@@ -192,7 +192,7 @@ TEXTS = [
     Case("a text in UTF-16", "a.txt: is in UTF-16 & iconv", write("a.txt", "\n".join("今天天气好好").encode("utf-16"))),
     Case("a text in UTF-16 without its mark", "a.txt:2: holds a NUL byte", write("a.txt", "\n".join("今天天气好好").encode("utf-16-le"))),
     Case("a text in gzip", "a.txt: is a gzip file & gzip -dk", write("a.txt", gzip.compress("今天天气".encode()))),
-    Case("a text of JSON lines", "a.txt: holds JSON objects & jq -r .text", write("a.txt", '{"id": 0, "text": "今天天气"}\n' * 6)),
+    Case("a text of JSON lines", "a.txt: holds JSON objects & prepare_corpus.py --sources a.jsonl --text_key text", write("a.txt", '{"id": 0, "text": "今天天气"}\n' * 6)),
     Case("a line of 50 MB", "b.txt:2: a line of over 16 MiB", change_line("b.txt", 2, b"x" * (50 << 20))),
     Case("a sparse file of 50 MB", "b.txt:1: a line of over 16 MiB", sparse),
 ]  # fmt: skip
@@ -464,7 +464,7 @@ TRAINING = [
     Case("matches for a wider student", "--matches L2h17_L4h32_hidden_mse & 17 & 16", changes={"matches": "L2h17_L4h32_hidden_mse"}),
     Case("matches for a deeper student", "--matches L4h16_L4h32_hidden_mse & student", changes={"matches": "L4h16_L4h32_hidden_mse"}),
     Case("matches for a deeper teacher", "--matches L2h16_L8h32_hidden_mse & teacher", changes={"matches": "L2h16_L8h32_hidden_mse"}),
-    Case("matches that are not even", "--matches L3h16_L4h32_hidden_mse & evenly", changes={"matches": "L3h16_L4h32_hidden_mse"}),
+    Case("matches of another student", "--matches L3h16_L4h32_hidden_mse & the student has 2 layers", changes={"matches": "L3h16_L4h32_hidden_mse"}),
     Case("matches without a layer", "--matches L0h16_L4h32_hidden_mse", changes={"matches": "L0h16_L4h32_hidden_mse"}),
     Case("the second of two matches", "--matches L3_attention_mse", changes={"matches": [HIDDEN, "L3_attention_mse"]}),
     Case("matches without a name", "--matches", changes={"matches": []}),

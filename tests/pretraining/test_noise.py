@@ -37,6 +37,7 @@ def test_a_run_prints_what_is_not_the_default_and_keeps_all(work):
     lines = [line for line in ended.out.splitlines() if line and not line.startswith("checkpoint: ")]
     assert lines == [
         "student: student.json, 7,625 parameters",
+        "matches, student<-teacher: hidden hidden_mse 0<-0 1<-2 2<-4",
         "device: cpu; processes: 1; samples per forward pass: 4",
         "directory: run",
         "not the default: --teacher_name_or_path teacher --matches L2h16_L4h32_hidden_mse --data_files_json data.json --data_cache_dir shards "
