@@ -10,6 +10,7 @@ that is done is not made again. Slurm, for example:
 
 import os
 import time
+from itertools import chain
 
 from pretraining.corpus.executor_settings import add_executor_arguments, executor_of, part_bytes_of
 from pretraining.corpus.files import read_data_json
@@ -38,14 +39,10 @@ def main(argv: list[str] | None = None) -> None:
     splits = {split: files for split, files in read_data_json(args.data_files_json).items() if files}
     spec = ShardSpec(args.data_cache_dir, args.max_seq_length, load_tokenizer(args.tokenizer), start if args.verify_data else 0.0)
     descriptions = {split: describe_shards(files, spec) for split, files in splits.items()}  # all checks before the first shard is built
-    if executor.is_this_process:
-        os.environ.setdefault(
-            "RAYON_NUM_THREADS", str(args.preprocessing_num_workers)
-        )  # the tokenizer's thread pool, read at its first use
-    all_files = [file for files in splits.values() for file in files]
-    if not build_shards(
-        all_files, spec, [what for described in descriptions.values() for what in described], executor, part_bytes_of(args)
-    ):
+    if executor.is_this_process:  # the tokenizer's thread pool reads it at its first use
+        os.environ.setdefault("RAYON_NUM_THREADS", str(args.preprocessing_num_workers))
+    all_files, all_descriptions = list(chain(*splits.values())), list(chain(*descriptions.values()))
+    if not build_shards(all_files, spec, all_descriptions, executor, part_bytes_of(args)):
         return
     for split, files in splits.items():
         fill = split == "train"

@@ -151,11 +151,14 @@ def _raise_first_error(run: Run) -> None:
     for path in sorted((run.folder / "errors").glob("?????")):
         if note := _read_note(path):
             raise UserError(note["line"]) if note["line"] else RuntimeError(f"a worker has failed:\n{note['traceback']}")
-    gone = [path.name for path in (run.folder / "progress").glob("?????") if run.kind != "slurm" and _is_gone(_read_note(path))]
+    if run.kind == "slurm":
+        return
+    notes = {path.name: _read_note(path) for path in (run.folder / "progress").glob("?????")}
+    gone = {name: note["pid"] for name, note in notes.items() if note and _is_gone(note)}
     if run.kind == "ray":  # there each task has a process of its own; here a worker lives until all tasks are done
-        gone = [name for name in gone if not (run.folder / "completions" / name).exists()]
+        gone = {name: pid for name, pid in gone.items() if not (run.folder / "completions" / name).exists()}
     if gone and not _is_complete(run):
-        pid = (_read_note(run.folder / "progress" / gone[0]) or {}).get("pid", "")
+        pid = next(iter(gone.values()))
         raise UserError(f"worker process {pid} was killed; out of memory? Run again, perhaps with fewer --workers")
 
 
@@ -164,9 +167,9 @@ def _is_complete(run: Run) -> bool:
     return run.kind != "slurm" and _count(run.folder / "completions") == run.tasks
 
 
-def _is_gone(note: dict[str, Any] | None) -> bool:
+def _is_gone(note: dict[str, Any]) -> bool:
     """Whether a worker of this machine has ended. datatrove waits for ever for one that was killed."""
-    return note is not None and note["host"] == socket.gethostname() and not _is_process(note["pid"])
+    return note["host"] == socket.gethostname() and not _is_process(note["pid"])
 
 
 def _is_process(pid: int) -> bool:
@@ -253,9 +256,8 @@ def _start_ray(step: Any, executor: Executor, lines: int) -> Run:
     import ray
     from datatrove.executor import RayPipelineExecutor
 
-    ray.init(
-        ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )  # RAY_ADDRESS names a cluster
+    # RAY_ADDRESS names a cluster; without it Ray starts on this machine.
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     has, memory = ray.cluster_resources(), executor.mem_per_cpu_gb * executor.cpus_per_task
     for name, wanted, there in (
         ("CPUs", executor.cpus_per_task, has.get("CPU", 0)),
